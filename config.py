@@ -1,0 +1,228 @@
+"""Every setting of a run: flags in, one frozen `Config` out.
+
+    python main.py --help
+    python main.py --task=digits --epochs=10 --std=0.1
+
+A field's doc is its `--help`. `--task` names an experiment and sets the defaults that the other flags then override.
+Nothing heavy is imported here, so that `--help` answers at once.
+"""
+
+import argparse
+import json
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+class InputError(ValueError):
+    """Something the user can put right: a flag, a file, a folder. The command line prints it as one line."""
+
+
+TASKS: dict[str, dict] = {
+    "mnist": {},
+    "digits": {"dataset": "digits", "batch_size": 32, "epochs": 60},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The Recurrent Attention Model (Mnih et al. 2014): train it, continue, test it."""
+
+    task: Literal["mnist", "digits"] = "mnist"
+    """The experiment, which sets the defaults of the other flags. digits is bundled with scikit-learn: no download."""
+    dataset: Literal["mnist", "digits"] = "mnist"
+    """The images: mnist, or digits, the 1,797 handwritten digits that scikit-learn brings, resized to 28x28."""
+
+    # Glimpse network
+    patch_size: int = 8
+    """Width g, in pixels, of the finest patch of a glimpse; every patch reaches the network as g x g."""
+    glimpse_scale: int = 1
+    """How many times as wide each patch is as the one before it; the paper's retina has 2."""
+    num_patches: int = 1
+    """Patches, or scales, per glimpse."""
+    loc_hidden: int = 128
+    """Units of the layer that encodes a glimpse's location (where)."""
+    glimpse_hidden: int = 128
+    """Units of the layer that encodes a glimpse's pixels (what)."""
+
+    # Core and location network
+    num_glimpses: int = 6
+    """Glimpses T that the model takes of an image before it answers."""
+    hidden_size: int = 256
+    """Units of the core network's hidden state and of a glimpse's encoding."""
+    locator_hidden: int = 128
+    """Units of the location network's hidden layer; 0 is the paper's linear location network."""
+    std: float = 0.05
+    """Standard deviation of the policy's Gaussian; a location spans -1 to 1 across the image."""
+    M: int = 1
+    """Rollouts per image in validation and test, whose class probabilities are averaged."""
+
+    # Data
+    valid_size: float = 0.1
+    """Share of the training images kept for validation."""
+    batch_size: int = 128
+    """Images per batch."""
+    shuffle: bool = True
+    """Split at random by seed and visit the images in a new order each epoch; False keeps the file's order."""
+    show_sample: bool = False
+    """Save a grid of training images as plot_dir/RUN/samples.png."""
+
+    # Training
+    is_train: bool = True
+    """Train; False tests a trained model on the test set."""
+    epochs: int = 30
+    """Passes over the training images."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Adam, or the paper's stochastic gradient descent with momentum."""
+    init_lr: float = 1e-3
+    """Learning rate of the first epoch."""
+    momentum: float = 0.9
+    """Momentum of sgd; decay of the running mean of gradients (beta 1) of adam."""
+    lr_patience: int | None = None
+    """None: the learning rate falls to 0 along a half cosine over the epochs. N: it falls tenfold once the validation
+    accuracy has not improved for N epochs."""
+    train_patience: int = 50
+    """Stop once the validation accuracy has not improved for this many epochs."""
+    reinforce_weight: float = 0.01
+    """Weight of the REINFORCE term in the hybrid loss."""
+
+    # The run
+    compile: Literal["auto", "True", "False"] = "auto"
+    """Compile the training step, which takes half a minute and then saves a fifth of each step; auto: where the run is
+    long enough for that to pay."""
+    use_gpu: bool = True
+    """Use a CUDA or Apple GPU if there is one; False stays on the CPU."""
+    best: bool = True
+    """Test the best validation model; False tests the latest."""
+    random_seed: int = 1
+    """Seed of the split, the weights, the order of the images, the first locations and the policy's noise."""
+    data_dir: str = "./data"
+    """Folder of the data sets, in torchvision's layout (MNIST/raw/train-images-idx3-ubyte and so on)."""
+    ckpt_dir: str = "./ckpt"
+    """Folder of the runs' checkpoints, settings and metrics."""
+    logs_dir: str = "./logs"
+    """Folder of the runs' TensorBoard logs."""
+    plot_dir: str = "./plots"
+    """Folder of the runs' glimpses, pictures and animations."""
+    run_name: str = ""
+    """Name of the run, and of its folder in each of the above; empty: made from task, glimpses, patch and scale."""
+    use_tensorboard: bool = False
+    """Log to TensorBoard."""
+    resume: bool = False
+    """Go on with the run's latest checkpoint."""
+    overwrite: bool = False
+    """Throw away what the run's folders hold and start anew."""
+    print_freq: int = 10
+    """Steps between two updates of the progress bar."""
+    plot_freq: int = 1
+    """Epochs between two savings of where the model looks, for plot_glimpses.py."""
+
+    def __post_init__(self):
+        for name in ("patch_size", "glimpse_scale", "num_patches", "loc_hidden", "glimpse_hidden", "num_glimpses",
+                     "hidden_size", "M", "batch_size", "epochs", "print_freq", "plot_freq"):  # fmt: skip
+            self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
+        for name in ("locator_hidden", "train_patience"):
+            self._require(name, getattr(self, name) >= 0, "a whole number of at least 0")
+        self._require("lr_patience", self.lr_patience is None or self.lr_patience >= 0, "None or at least 0")
+        for name in ("std", "init_lr"):
+            self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
+        self._require("valid_size", 0 < self.valid_size < 1, "above 0 and below 1")
+        self._require("momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
+        self._require("reinforce_weight", 0 <= self.reinforce_weight < math.inf, "a finite number of at least 0")
+        self._require("random_seed", 0 <= self.random_seed < 2**32, "from 0 to 2**32 - 1")
+        plain = Path(self.run_name).name == self.run_name and self.run_name != ".."
+        self._require("run_name", plain, "one folder name, without slashes")
+
+    def _require(self, name: str, fulfilled: bool, allowed: str):
+        if not fulfilled:
+            raise InputError(f"{name}={getattr(self, name)} is not allowed: it must be {allowed}")
+
+    @property
+    def name(self) -> str:
+        """The run's name: the original project's, with the task before it where that is not mnist."""
+        prefix = "" if self.task == "mnist" else f"{self.task}_"
+        sizes = f"{self.num_glimpses}_{self.patch_size}x{self.patch_size}_{self.glimpse_scale}"
+        return self.run_name or f"{prefix}ram_{sizes}"
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.ckpt_dir) / self.name
+
+    @property
+    def run_logs(self) -> Path:
+        return Path(self.logs_dir) / self.name
+
+    @property
+    def run_plots(self) -> Path:
+        return Path(self.plot_dir) / self.name
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """What a test loads, or a resumed training."""
+        return self.run_dir / ("best.pt" if self.best and not self.is_train else "last.pt")
+
+
+# What one call says about itself; a run's saved settings never stand in for it.
+PER_CALL = ("is_train", "resume", "overwrite", "best", "show_sample", "ckpt_dir", "logs_dir", "plot_dir", "run_name")
+# What may differ from the run that is resumed or tested.
+FREE = (*PER_CALL, "M", "data_dir", "use_gpu", "use_tensorboard", "print_freq", "plot_freq")
+FREE_ON_RESUME = (*FREE, "epochs", "train_patience")
+FREE_ON_TEST = (*FREE, "batch_size")
+
+
+def get_config(argv: list[str] | None = None) -> Config:
+    """Parses the command line.
+
+    A run that is resumed or tested keeps the settings it was begun with (its params.json), so that nobody repeats
+    them; flags given now override those that may still change.
+
+    Args:
+        argv: flags; None takes those of the process.
+    Raises:
+        InputError: a value that is not allowed, or that contradicts the run that is resumed or tested.
+        SystemExit: after --help, or a flag that does not exist or does not parse (tyro prints why).
+    """
+    task_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    task_parser.add_argument("--task", choices=TASKS, default="mnist")
+    task = task_parser.parse_known_args(argv)[0].task
+    config = _parse(argv, Config(task=task, **TASKS[task]))
+    if config.is_train and not config.resume:
+        return config
+
+    saved = _read_params(config.run_dir / "params.json")
+    if saved is None:  # the checkpoint's absence, if that is the matter, is reported where it is read
+        return config
+    begun = replace(saved, **{name: getattr(config, name) for name in PER_CALL})
+    config = _parse(argv, begun)
+    free = FREE_ON_RESUME if config.is_train else FREE_ON_TEST
+    for name in (field.name for field in fields(Config)):
+        value, before = getattr(config, name), getattr(begun, name)
+        if value != before and name not in free:
+            raise InputError(
+                f"{name}={value} contradicts the run in {config.run_dir}, which has {name}={before}: "
+                f"leave the flag out, or train another run with --run_name="
+            )
+    return config
+
+
+def _parse(argv: list[str] | None, default: Config) -> Config:
+    return tyro.cli(
+        Config, args=argv, default=default, prog="main.py", use_underscores=True, config=(tyro.conf.FlagConversionOff,)
+    )
+
+
+def _read_params(path: Path) -> Config | None:
+    if not path.exists():
+        return None
+    try:
+        return Config(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} does not hold a run's settings ({error}): restore it, or train anew") from error
+
+
+def params_json(config: Config) -> str:
+    """The text of a run's params.json, which `get_config` reads back."""
+    return json.dumps(asdict(config), indent=2) + "\n"

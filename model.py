@@ -1,0 +1,179 @@
+"""The Recurrent Attention Model: a whole rollout of glimpses in one `forward`, and the loss that trains it.
+
+Mnih et al. 2014, section 3.
+
+    model = RecurrentAttention.load("ckpt/ram_6_8x8_1/best.pt")
+    rollout = model(images)  # images (B, C, H, W), normalised
+    rollout.log_probs.argmax(-1), rollout.locations
+"""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import utils
+from modules import ActionNetwork, BaselineNetwork, CoreNetwork, GlimpseNetwork, LocationNetwork, Retina
+
+
+class Rollout(NamedTuple):
+    """T glimpses of each image, and the answer."""
+
+    log_probs: Tensor  # (B, num_classes), log-probabilities of the classes after the last glimpse
+    locations: Tensor  # (B, T, 2), (x, y) looked at, in [-1, 1]
+    log_pis: Tensor  # (B, T - 1), log pi of the locations that the policy chose: all but the first
+    baselines: Tensor  # (B, T - 1), reward expected when each of them was chosen
+
+
+class Losses(NamedTuple):
+    """The terms of the hybrid loss, means over the batch."""
+
+    total: Tensor  # (), what is minimised
+    action: Tensor  # (), cross-entropy of the class
+    baseline: Tensor  # (), squared error of the expected reward
+    reinforce: Tensor  # (), minus log pi times advantage; its gradient counts, its value means nothing
+    reward: Tensor  # (), mean reward, which is the accuracy
+
+
+class RecurrentAttention(nn.Module):
+    """Looks at an image through a few glimpses and tells its class.
+
+    In training mode locations are drawn from the policy; in evaluation mode they are its mean.
+
+    Args:
+        patch_size, num_patches, glimpse_scale: of the retina, in pixels, patches and times; see `Retina`.
+        num_channels: C of the images.
+        loc_hidden, glimpse_hidden: units that encode where and what; see `GlimpseNetwork`.
+        hidden_size: units of the core's hidden state.
+        std: standard deviation of the policy, in units of location.
+        num_classes: number of classes.
+        locator_hidden: units of the location network's hidden layer; 0 is the paper's linear one.
+        num_glimpses: T, glimpses per rollout.
+    """
+
+    def __init__(
+        self,
+        *,
+        patch_size: int,
+        num_patches: int,
+        glimpse_scale: int,
+        num_channels: int,
+        loc_hidden: int,
+        glimpse_hidden: int,
+        hidden_size: int,
+        std: float,
+        num_classes: int,
+        locator_hidden: int = 128,
+        num_glimpses: int = 6,
+    ):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.std = std
+        self.num_glimpses = num_glimpses
+        self.retina = Retina(patch_size, num_patches, glimpse_scale)
+        self.sensor = GlimpseNetwork(
+            glimpse_size=num_patches * num_channels * patch_size**2,
+            glimpse_hidden=glimpse_hidden,
+            loc_hidden=loc_hidden,
+            hidden_size=hidden_size,
+        )
+        self.rnn = CoreNetwork(hidden_size=hidden_size)
+        self.locator = LocationNetwork(hidden_size=hidden_size, locator_hidden=locator_hidden)
+        self.classifier = ActionNetwork(hidden_size=hidden_size, num_classes=num_classes)
+        self.baseliner = BaselineNetwork(hidden_size=hidden_size)
+
+    def forward(
+        self,
+        images: Tensor,
+        first_locations: Tensor | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Rollout:
+        """Looks num_glimpses times.
+
+        Args:
+            images: (B, C, H, W), normalised.
+            first_locations: (B, 2) in [-1, 1]; None draws them uniformly.
+            noise: (T - 1, B, 2), standard normal, of the policy; None draws it in training mode and has none in
+                evaluation mode.
+            generator: what None draws from, on the images' device.
+        """
+        batch = len(images)
+        if first_locations is None:
+            first_locations = draw_first_locations(batch, images.device, generator)
+        if noise is None and self.training:
+            noise = self.draw_noise(batch, images.device, generator)
+
+        scene = self.retina.prepare(images)
+        hidden = None
+        samples, hiddens = [first_locations], []
+        for t in range(self.num_glimpses):
+            location = samples[t].clamp(-1, 1)
+            glimpse = self.sensor(self.retina.look(scene, location), location)  # g_t
+            hidden = self.rnn(glimpse, hidden)  # h_t
+            hiddens.append(hidden)
+            if t < self.num_glimpses - 1:
+                # No gradient flows through a location: the class's would teach the policy behind REINFORCE's back.
+                with torch.no_grad():
+                    mean = self.locator(hidden)
+                    samples.append(mean if noise is None else mean + self.std * noise[t])  # l_{t+1} ~ N(mean, std^2)
+
+        # REINFORCE trains the location network alone and the squared error the baseline alone, so the states that
+        # both judge are constants to them. All steps at once: one large product instead of T - 1 small ones.
+        states = torch.stack(hiddens).detach()[:-1]  # (T - 1, B, hidden_size)
+        samples = torch.stack(samples)  # (T, B, 2), before the clamp: the policy's density is that of the sample
+        return Rollout(
+            log_probs=self.classifier(hidden),
+            locations=samples.clamp(-1, 1).transpose(0, 1),
+            log_pis=log_normal(samples[1:], self.locator(states), self.std).T,
+            baselines=self.baseliner(states).T,
+        )
+
+    def draw_noise(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+        """The policy's standard normal noise for one rollout, (T - 1, B, 2)."""
+        return torch.randn(self.num_glimpses - 1, batch, 2, device=device, generator=generator)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "RecurrentAttention":
+        """The model of a checkpoint, in evaluation mode.
+
+        Raises:
+            InputError: no such file, or not a checkpoint of this model.
+        """
+        checkpoint = utils.load_checkpoint(path)
+        model = cls(**checkpoint["model_args"]).to(device)
+        utils.load_weights(model, checkpoint, path)
+        return model.eval()
+
+
+def draw_first_locations(batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """Where rollouts begin: (B, 2), uniform in [-1, 1]."""
+    return torch.rand(batch, 2, device=device, generator=generator) * 2 - 1
+
+
+def log_normal(values: Tensor, means: Tensor, std: float) -> Tensor:
+    """Log density of a Gaussian with independent components of equal std: (..., n), (..., n) -> (...)."""
+    squares = ((values - means) / std).square().sum(-1)
+    return -squares / 2 - values.shape[-1] * (math.log(std) + math.log(2 * math.pi) / 2)
+
+
+def hybrid_loss(rollout: Rollout, labels: Tensor, *, reinforce_weight: float) -> Losses:
+    """Cross-entropy for what, REINFORCE for where, squared error for the baseline (section 3.2, equation 2).
+
+    Args:
+        rollout: of B images.
+        labels: (B,), the classes.
+        reinforce_weight: weight of the REINFORCE term.
+    """
+    reward = (rollout.log_probs.argmax(-1) == labels).float()  # (B,), R
+    # The advantage R - b_t weighs log pi; a gradient through b_t would bend the baseline away from E[R].
+    advantage = reward[:, None] - rollout.baselines.detach()  # (B, T - 1)
+    action = F.nll_loss(rollout.log_probs, labels)
+    errors = (rollout.baselines - reward[:, None]).square()
+    baseline = errors.sum() / max(errors.numel(), 1)  # a single glimpse has no baselines
+    reinforce = (-rollout.log_pis * advantage).sum(dim=1).mean()
+    total = action + baseline + reinforce_weight * reinforce
+    return Losses(total, action, baseline, reinforce, reward.mean())
