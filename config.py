@@ -12,9 +12,11 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import tyro
+
+T = TypeVar("T")
 
 
 class InputError(ValueError):
@@ -188,7 +190,7 @@ def get_config(argv: list[str] | None = None) -> Config:
     task_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     task_parser.add_argument("--task", choices=TASKS, default="mnist")
     task = task_parser.parse_known_args(argv)[0].task
-    config = _parse(argv, Config(task=task, **TASKS[task]))
+    config = parse_flags(Config, argv, Config(task=task, **TASKS[task]), prog="main.py")
     if config.is_train and not config.resume:
         return config
 
@@ -196,7 +198,7 @@ def get_config(argv: list[str] | None = None) -> Config:
     if saved is None:  # the checkpoint's absence, if that is the matter, is reported where it is read
         return config
     begun = replace(saved, **{name: getattr(config, name) for name in PER_CALL})
-    config = _parse(argv, begun)
+    config = parse_flags(Config, argv, begun, prog="main.py")
     free = FREE_ON_RESUME if config.is_train else FREE_ON_TEST
     for name in (field.name for field in fields(Config)):
         value, before = getattr(config, name), getattr(begun, name)
@@ -208,10 +210,18 @@ def get_config(argv: list[str] | None = None) -> Config:
     return config
 
 
-def _parse(argv: list[str] | None, default: Config) -> Config:
-    return tyro.cli(
-        Config, args=argv, default=default, prog="main.py", use_underscores=True, config=(tyro.conf.FlagConversionOff,)
+def parse_flags(cls: type[T], argv: list[str] | None, default: T, prog: str) -> T:
+    """Parses flags into a dataclass whose field docs are the help.
+
+    tyro draws a box around what a constructor raises; it is given a twin that checks nothing, so that the errors of cls
+    come out as they are.
+    """
+    twin = dataclass(frozen=True)(
+        type(cls.__name__, (cls,), {"__doc__": cls.__doc__, "__post_init__": lambda self: None})
     )
+    markers = (tyro.conf.FlagConversionOff,)
+    flags = tyro.cli(twin, args=argv, default=twin(**asdict(default)), prog=prog, use_underscores=True, config=markers)
+    return cls(**asdict(flags))
 
 
 def _read_params(path: Path) -> Config | None:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 
-from config import Config, InputError
+from config import Config, InputError, parse_flags
 from utils import Glimpses, load_checkpoint, load_glimpses
 
 BOX_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7")  # Okabe and Ito's, told apart by the colour-blind
@@ -87,7 +86,7 @@ def look(checkpoint_path: Path, data_dir: str, num_images: int) -> Glimpses:
     Raises:
         InputError: the checkpoint or its data cannot be read.
     """
-    import torch  # takes seconds to import, and saved glimpses need none of it
+    import torch
 
     from data_loader import DataSpec, get_test_loader
     from model import RecurrentAttention
@@ -161,6 +160,6 @@ def draw_image(ax, image: np.ndarray, margin: int):
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(PlotConfig, use_underscores=True, config=(tyro.conf.FlagConversionOff,)))
+        main(parse_flags(PlotConfig, None, PlotConfig(), prog="plot_glimpses.py"))
     except InputError as error:
         sys.exit(f"plot_glimpses.py: {error}")

@@ -14,13 +14,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config import Config, InputError
+from config import Config, InputError, parse_flags
 from data_loader import Examples, MemoryLoader, describe, read_examples
 from trainer import Trainer
 from utils import make_generator, seed_everything
@@ -173,4 +172,4 @@ def main(args: Benchmark):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Benchmark, config=(tyro.conf.FlagConversionOff,), use_underscores=True))
+    main(parse_flags(Benchmark, None, Benchmark(), prog="throughput.py"))

@@ -1,0 +1,50 @@
+"""What the tests share: where real data may lie, and a small run of the real thing on the bundled digits."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from config import Config, get_config
+from main import main
+
+SHARED_DATA = Path(os.environ.get("RAM_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
+SIZES = {"patch_size": 4, "num_patches": 2, "glimpse_scale": 2, "num_channels": 1, "loc_hidden": 8, "glimpse_hidden": 8,
+         "hidden_size": 12, "std": 0.1, "num_classes": 3, "locator_hidden": 6, "num_glimpses": 4}  # fmt: skip
+
+# What the tests compute is too small to share between cores; the commands they start inherit this.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def mnist_dir() -> Path:
+    """The real MNIST, where the machine has it (RAM_DATA_DIR names its folder)."""
+    if not (SHARED_DATA / "MNIST" / "raw" / "t10k-images-idx3-ubyte").is_file():
+        pytest.skip(f"no MNIST in {SHARED_DATA}; RAM_DATA_DIR names another folder")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def flags(tmp_path) -> list[str]:
+    """Flags of a training of a second or two that leaves everything below tmp_path."""
+    folders = [f"--{name}={tmp_path / name}" for name in ("ckpt_dir", "logs_dir", "plot_dir")]
+    return ["--task=digits", "--hidden_size=32", "--num_glimpses=3", "--batch_size=64", "--use_gpu=False", *folders]
+
+
+@pytest.fixture
+def run(flags):
+    """Calls the real command with these flags and more, and gives the Config it ran with."""
+
+    def call(*more: str) -> Config:
+        config = get_config([*flags, *more])
+        main(config)
+        return config
+
+    return call
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

@@ -1,0 +1,189 @@
+"""The rollout, and where its gradients go."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import SIZES
+
+from model import RecurrentAttention, Rollout, hybrid_loss, log_normal
+
+BATCH = 5
+TRUNK = {"sensor", "rnn", "classifier"}
+
+
+@pytest.fixture
+def model() -> RecurrentAttention:
+    torch.manual_seed(0)
+    return RecurrentAttention(**SIZES)
+
+
+@pytest.fixture
+def images(generator) -> torch.Tensor:
+    return torch.randn(BATCH, 1, 13, 16, generator=generator)
+
+
+LABELS = torch.tensor([0, 1, 2, 0, 1])
+
+
+def test_shapes_are_those_on_the_fields(model, images):
+    rollout = model(images)
+    assert rollout.log_probs.shape == (BATCH, 3)
+    assert rollout.locations.shape == (BATCH, 4, 2)
+    assert rollout.log_pis.shape == rollout.baselines.shape == (BATCH, 3)
+    torch.testing.assert_close(rollout.log_probs.exp().sum(dim=1), torch.ones(BATCH))
+
+
+def test_equals_the_papers_equations_step_by_step(model, images, generator):
+    first = torch.rand(BATCH, 2, generator=generator) * 2 - 1
+    noise = model.draw_noise(BATCH, images.device, generator)
+    rollout = model(images, first, noise)
+
+    def linear(layer, x):
+        return x @ layer.weight.detach().numpy().T + (0 if layer.bias is None else layer.bias.detach().numpy())
+
+    def rect(x):
+        return np.maximum(x, 0)
+
+    hidden, location = np.zeros((BATCH, 12)), first.numpy()
+    for t in range(4):
+        phi = model.retina(images, torch.from_numpy(location).float()).numpy()
+        h_g, h_l = rect(linear(model.sensor.what, phi)), rect(linear(model.sensor.where, location))
+        g = rect(linear(model.sensor.from_what, h_g) + linear(model.sensor.from_where, h_l))
+        hidden = rect(linear(model.rnn.from_hidden, hidden) + linear(model.rnn.from_glimpse, g))
+        np.testing.assert_allclose(rollout.locations[:, t].numpy(), location, atol=1e-5)
+        if t < 3:
+            mean = np.tanh(linear(model.locator.mean, rect(linear(model.locator.hidden[0], hidden))))
+            sample = mean + 0.1 * noise[t].numpy()
+            density = np.exp(-(((sample - mean) / 0.1) ** 2) / 2) / (0.1 * np.sqrt(2 * np.pi))
+            np.testing.assert_allclose(rollout.log_pis[:, t].detach(), np.log(density).sum(axis=1), rtol=1e-4)
+            baseline = linear(model.baseliner.expected_reward, hidden)[:, 0]
+            np.testing.assert_allclose(rollout.baselines[:, t].detach(), baseline, atol=1e-5)
+            location = np.clip(sample, -1, 1)
+    scores = linear(model.classifier.scores, hidden)
+    log_probs = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(rollout.log_probs.detach(), log_probs, atol=1e-5)
+
+
+def test_log_density_is_that_of_the_sample_before_the_clamp(model, images):
+    noise = torch.full((3, BATCH, 2), 50.0)  # five units of location: far outside
+    rollout = model(images, None, noise)
+    assert rollout.locations[:, 1:].abs().max() == 1
+    expected = torch.distributions.Normal(0.0, 1.0).log_prob(torch.tensor(50.0)) - np.log(0.1)
+    torch.testing.assert_close(rollout.log_pis, torch.full((BATCH, 3), 2 * expected.item()), rtol=1e-4, atol=1e-2)
+
+
+def test_log_normal_equals_torch_distributions(generator):
+    values, means = torch.randn(2, 6, 2, generator=generator)
+    expected = torch.distributions.Normal(means, 0.3).log_prob(values).sum(-1)
+    torch.testing.assert_close(log_normal(values, means, 0.3), expected)
+
+
+def receivers(model: RecurrentAttention, loss: torch.Tensor) -> set[str]:
+    """Names of the boxes whose every parameter receives a gradient; no box may receive it in part."""
+    model.zero_grad()
+    loss.backward()
+    boxes: dict[str, list[bool]] = {}
+    for name, parameter in model.named_parameters():
+        moved = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+        boxes.setdefault(name.split(".")[0], []).append(moved)
+    assert all(all(moved) or not any(moved) for moved in boxes.values()), boxes
+    return {box for box, moved in boxes.items() if all(moved)}
+
+
+@pytest.mark.parametrize(
+    "term, boxes",
+    [
+        ("action", TRUNK),
+        ("reinforce", {"locator"}),
+        ("baseline", {"baseliner"}),
+        ("total", {*TRUNK, "locator", "baseliner"}),
+    ],
+)
+def test_each_loss_term_trains_its_boxes_and_no_other(model, images, term, boxes):
+    torch.manual_seed(1)
+    losses = hybrid_loss(model(images), LABELS, reinforce_weight=1.0)
+    assert receivers(model, getattr(losses, term)) == boxes
+
+
+def test_reinforce_gradient_is_the_papers_estimate(model, images, generator):
+    """1/B sum over images and steps of grad log pi * (R - b), taken one location at a time."""
+    noise = model.draw_noise(BATCH, images.device, generator)
+    first = torch.zeros(BATCH, 2)
+    rollout = model(images, first, noise)
+    hybrid_loss(rollout, LABELS, reinforce_weight=1.0).reinforce.backward()
+    gradient = model.locator.mean.bias.grad.clone()
+    expected = torch.zeros(2)
+    rewards = (rollout.log_probs.argmax(1) == LABELS).float()
+    for i in range(BATCH):
+        for t in range(3):
+            model.zero_grad()
+            model(images, first, noise).log_pis[i, t].backward()
+            expected -= model.locator.mean.bias.grad * (rewards[i] - rollout.baselines[i, t].detach()) / BATCH
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_hybrid_loss_by_hand():
+    rollout = Rollout(
+        log_probs=torch.log(torch.tensor([[0.7, 0.3], [0.6, 0.4]])),
+        locations=torch.zeros(2, 3, 2),
+        log_pis=torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+        baselines=torch.tensor([[0.5, 0.25], [0.5, 1.0]]),
+    )
+    losses = hybrid_loss(rollout, torch.tensor([0, 1]), reinforce_weight=0.1)  # rewards 1 and 0
+    action = -(np.log(0.7) + np.log(0.4)) / 2
+    baseline = (0.25 + 0.5625 + 0.25 + 1.0) / 4
+    reinforce = -((1 * 0.5 + 2 * 0.75) + (3 * -0.5 + 4 * -1.0)) / 2
+    expected = [action + baseline + 0.1 * reinforce, action, baseline, reinforce, 0.5]
+    np.testing.assert_allclose([term.item() for term in losses], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("channels, num_glimpses, locator_hidden, batch", [(1, 1, 6, 4), (3, 4, 0, 1), (2, 2, 6, 1)])
+def test_any_sizes_run_and_learn(channels, num_glimpses, locator_hidden, batch):
+    sizes = {"num_channels": channels, "num_glimpses": num_glimpses, "locator_hidden": locator_hidden}
+    model = RecurrentAttention(**{**SIZES, **sizes})
+    losses = hybrid_loss(model(torch.randn(batch, channels, 9, 14)), LABELS[:batch], reinforce_weight=0.01)
+    losses.total.backward()
+    assert all(term.isfinite() for term in losses)
+
+
+def test_evaluation_looks_at_the_mean_and_training_draws(model, images):
+    first = torch.zeros(BATCH, 2)
+    assert not torch.equal(model(images, first).locations, model(images, first).locations)
+    model.eval()
+    assert torch.equal(model(images, first).locations, model(images, first).locations)
+    assert torch.equal(model(images, first).locations, model(images, first, torch.zeros(3, BATCH, 2)).locations)
+
+
+def test_a_generator_fixes_the_rollout(model, images):
+    rollouts = [model(images, generator=torch.Generator().manual_seed(7)) for _ in range(2)]
+    assert torch.equal(rollouts[0].locations, rollouts[1].locations)
+    assert rollouts[0].locations.abs().max() <= 1
+
+
+def test_reinforce_finds_the_only_place_that_earns_reward():
+    """Noise everywhere but one place, which alone tells the class: the policy must come to look there."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    model = RecurrentAttention(**{**SIZES, "num_patches": 1, "num_glimpses": 2, "num_classes": 2, "std": 0.25,
+                                  "hidden_size": 32, "loc_hidden": 16, "glimpse_hidden": 32})  # fmt: skip
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    place = torch.tensor([0.4, -0.4])  # pixel (14, 6) of 20 x 20
+
+    def distance() -> float:
+        model.eval()
+        with torch.no_grad():
+            looked = model(torch.randn(256, 1, 20, 20, generator=generator), generator=generator).locations[:, 1]
+        model.train()
+        return (looked - place).norm(dim=1).mean().item()
+
+    before = distance()
+    for _ in range(1500):
+        labels = torch.randint(0, 2, (64,), generator=generator)
+        images = torch.randn(64, 1, 20, 20, generator=generator)
+        images[:, 0, 4:8, 12:16] = (labels * 4.0 - 2)[:, None, None]
+        losses = hybrid_loss(model(images, generator=generator), labels, reinforce_weight=1.0)
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+    assert before > 0.4
+    assert distance() < 0.2

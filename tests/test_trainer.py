@@ -1,0 +1,219 @@
+"""A run from end to end on the bundled digits: train, resume, stop, test."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from config import InputError, get_config
+from data_loader import DataSpec, get_test_loader, get_train_valid_loader
+from main import main
+from trainer import Trainer
+from utils import load_checkpoint
+
+LINE = (
+    r"train loss: -?\d+\.\d{3} - train acc: [\d.]+ - val loss: -?[\d.]+ - val acc: [\d.]+ - val err: [\d.]+( \[\*\])?$"
+)
+
+
+def metrics_of(config) -> list[dict]:
+    return [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(a, b):
+    """Nested dicts, lists and tensors, equal to the last bit."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for pair in zip(a, b, strict=True):
+            assert_same(*pair)
+    else:
+        assert a == b
+
+
+def test_a_run_prints_the_originals_lines_and_leaves_its_files(run, capsys):
+    config = run("--epochs=2")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "train loss" in line]
+    assert len(lines) == 2 and all(re.search(LINE, line) for line in lines)
+    assert lines[0].endswith("[*]")
+    assert {path.name for path in config.run_dir.iterdir()} == {"last.pt", "best.pt", "params.json", "metrics.jsonl"}
+    assert [line["epoch"] for line in metrics_of(config)] == [1, 2]
+    assert {path.name for path in config.run_plots.iterdir()} == {"glimpses_1.npz", "glimpses_2.npz"}
+    run("--is_train=False")
+    assert re.search(r"\[\*\] Test Acc: \d+/359 \(\d+\.\d\d% - \d+\.\d\d%\)\n$", capsys.readouterr().out)
+
+
+def test_a_checkpoint_has_the_originals_keys_and_opens_without_pickle(run):
+    config = run("--epochs=1")
+    checkpoint = torch.load(config.run_dir / "last.pt", weights_only=True)
+    assert {"epoch", "model_state", "optim_state", "best_valid_acc"} <= checkpoint.keys()
+    assert checkpoint["epoch"] == 1
+
+
+def test_best_is_the_epoch_with_the_best_validation(run):
+    config = run("--epochs=5", "--init_lr=0.01")
+    accuracies = [line["valid"]["acc"] for line in metrics_of(config)]
+    best = load_checkpoint(config.run_dir / "best.pt")
+    assert best["best_valid_acc"] == max(accuracies)
+    assert best["epoch"] == 1 + accuracies.index(max(accuracies))
+    loaders = get_train_valid_loader(config, torch.device("cpu"))
+    trainer = Trainer(config, loaders, torch.device("cpu"), best)
+    assert trainer.evaluate(loaders[1]).acc == max(accuracies)
+
+
+@pytest.mark.parametrize("recipe", [["--optimizer=adam"], ["--optimizer=sgd"], ["--lr_patience=0"]])
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, recipe, monkeypatch):
+    straight = run("--epochs=4", "--run_name=straight", *recipe)
+    # Stopped after two of four epochs, as by a kill: the schedule must know of four.
+    saved = Trainer.save_checkpoint
+
+    def save_and_die(trainer, is_best):
+        saved(trainer, is_best)
+        if trainer.epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Trainer, "save_checkpoint", save_and_die)
+        run("--epochs=4", "--run_name=resumed", *recipe)
+    resumed = run("--resume=True", "--run_name=resumed")
+    assert len(metrics_of(resumed)) == 4
+    for a, b in zip(metrics_of(straight), metrics_of(resumed), strict=True):
+        assert_same(a["valid"], b["valid"])
+        assert_same(a["train"], b["train"])
+    for name in ("last.pt", "best.pt"):
+        a, b = (load_checkpoint(config.run_dir / name) for config in (straight, resumed))
+        for checkpoint in (a, b):
+            del checkpoint["config"]
+        assert_same(a, b)
+
+
+def test_resume_goes_on_to_more_epochs(run, capsys):
+    run("--epochs=1")
+    config = run("--resume=True", "--epochs=3")
+    assert [line["epoch"] for line in metrics_of(config)] == [1, 2, 3]
+    assert "Epoch 2/3" in capsys.readouterr().out
+    assert json.loads((config.run_dir / "params.json").read_text())["epochs"] == 3
+
+
+def test_sizes_come_from_the_run(run, flags, capsys):
+    run("--epochs=1", "--run_name=mine", "--patch_size=5", "--num_patches=2", "--glimpse_scale=3", "--hidden_size=24")
+    folders = [flag for flag in flags if "_dir=" in flag]
+    main(get_config([*folders, "--task=digits", "--run_name=mine", "--is_train=False"]))
+    assert "Test Acc" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [["--resume=True"], ["--is_train=False"]])
+def test_a_flag_that_contradicts_the_run_is_refused(run, flags, more):
+    config = run("--epochs=1")
+    before = (config.run_dir / "last.pt").read_bytes()
+    with pytest.raises(InputError, match=r"hidden_size=48 contradicts the run.*hidden_size=32"):
+        get_config([*flags, "--hidden_size=48", *more])
+    assert (config.run_dir / "last.pt").read_bytes() == before
+
+
+def test_training_stops_when_validation_no_longer_improves(run):
+    config = run("--epochs=40", "--init_lr=1e-12", "--train_patience=2")
+    assert len(metrics_of(config)) == 1 + 3  # the first is best; three more do not better it
+    assert load_checkpoint(config.run_dir / "last.pt")["epoch"] == 4  # saved before stopping
+
+
+def test_two_evaluations_agree_to_the_last_digit_whatever_the_batch(run):
+    config = run("--epochs=2")
+    checkpoint = load_checkpoint(config.run_dir / "best.pt")
+
+    def accuracy(*more):
+        folders = [f"--ckpt_dir={config.ckpt_dir}", "--task=digits", "--num_glimpses=3", "--use_gpu=False"]
+        test = get_config([*folders, "--is_train=False", *more])
+        loader = get_test_loader(test, DataSpec(**checkpoint["data"]), torch.device("cpu"))
+        return Trainer(test, loader, torch.device("cpu"), checkpoint).evaluate(loader)
+
+    assert accuracy() == accuracy()
+    assert accuracy().correct == accuracy("--batch_size=7").correct
+    assert accuracy("--M=4").loss != accuracy().loss
+
+
+def test_several_rollouts_average_probabilities_not_their_logarithms(run):
+    config = run("--epochs=1", "--M=2")
+    loaders = get_train_valid_loader(config, torch.device("cpu"))
+    trainer = Trainer(config, loaders, torch.device("cpu"))
+    # Rollout one is sure of class 1; rollout two gives class 0 a little more, and class 1 almost nothing.
+    answers = iter([[0.1, 0.9], [0.99, 0.01]] * len(loaders[1]))
+
+    class Stub(torch.nn.Module):
+        def forward(self, images, starts):
+            count = len(images)
+            log_probs = torch.tensor(next(answers)).log().expand(count, 2)
+            return trainer_rollout(log_probs, starts)
+
+    def trainer_rollout(log_probs, starts):
+        from model import Rollout
+
+        empty = torch.zeros(len(starts), 0)
+        return Rollout(log_probs, starts[:, None], empty, empty)
+
+    trainer.model = Stub()
+    zeros = int((loaders[1].examples.labels == 0).sum())
+    loaders[1].examples = loaders[1].examples._replace(labels=loaders[1].examples.labels.clamp(max=1))
+    assert trainer.evaluate(loaders[1]).correct == zeros  # means 0.545 and 0.455; of logarithms class 0 by far
+
+
+def test_another_data_set_under_the_same_run_is_refused(run, flags):
+    config = run("--epochs=1")
+    checkpoint = load_checkpoint(config.run_dir / "last.pt")
+    checkpoint["data"]["mean"] = [0.5]
+    with pytest.raises(InputError, match="trained on other images"):
+        Trainer(config, get_train_valid_loader(config, torch.device("cpu")), torch.device("cpu"), checkpoint)
+
+
+def test_overwrite_begins_anew(run):
+    run("--epochs=2")
+    config = run("--epochs=1", "--overwrite=True")
+    assert [line["epoch"] for line in metrics_of(config)] == [1]
+    assert [path.name for path in config.run_plots.iterdir()] == ["glimpses_1.npz"]
+
+
+def test_tensorboard_holds_every_term(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = run("--epochs=2", "--use_tensorboard=True")
+    events = EventAccumulator(str(config.run_logs)).Reload()
+    tags = set(events.Tags()["scalars"])
+    terms = {f"{name}/{part}" for name in ("loss", "loss_action", "loss_baseline", "loss_reinforce", "acc")
+             for part in ("train", "valid")}  # fmt: skip
+    assert {*terms, "lr", "images_per_second"} <= tags
+    assert [event.step for event in events.Scalars("acc/valid")] == [1, 2]
+
+
+def test_show_sample_saves_a_picture(run):
+    from PIL import Image
+
+    config = run("--epochs=1", "--show_sample=True")
+    picture = Image.open(config.run_plots / "samples.png")
+    assert picture.size == (8 * 30 + 2, 8 * 30 + 2)
+    assert picture.getextrema()[0][1] > 200
+
+
+def test_compiled_steps_equal_eager_ones(run):
+    """The same weights after an epoch, to float32 rounding."""
+    eager = run("--epochs=1", "--compile=False", "--run_name=eager")
+    compiled = run("--epochs=1", "--compile=True", "--run_name=compiled")
+    a, b = (load_checkpoint(config.run_dir / "last.pt")["model_state"] for config in (eager, compiled))
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-4, rtol=1e-3)
+
+
+def test_a_failing_compiler_falls_back_with_one_line(run, monkeypatch, capsys):
+    def broken(*args, **kwargs):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: broken)
+    run("--epochs=1", "--compile=True")
+    assert capsys.readouterr().out.count("[!] Compiling failed (RuntimeError)") == 1
