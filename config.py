@@ -23,9 +23,15 @@ class InputError(ValueError):
     """Something the user can put right: a flag, a file, a folder. The command line prints it as one line."""
 
 
+WIDE_RETINA = {"patch_size": 12, "num_patches": 3, "glimpse_scale": 2, "num_glimpses": 8, "std": 0.1}
 TASKS: dict[str, dict] = {
     "mnist": {},
+    "fashion": {"dataset": "fashion"},
     "digits": {"dataset": "digits", "batch_size": 32, "epochs": 60},
+    "translated60": {**WIDE_RETINA, "canvas_size": 60},
+    "cluttered60": {**WIDE_RETINA, "canvas_size": 60, "num_clutter": 4},
+    "cluttered100": {**WIDE_RETINA, "canvas_size": 100, "num_clutter": 8, "num_patches": 4},
+    "folder": {"dataset": "folder"},
 }
 
 
@@ -33,10 +39,20 @@ TASKS: dict[str, dict] = {
 class Config:
     """The Recurrent Attention Model (Mnih et al. 2014): train it, continue, test it."""
 
-    task: Literal["mnist", "digits"] = "mnist"
-    """The experiment, which sets the defaults of the other flags. digits is bundled with scikit-learn: no download."""
-    dataset: Literal["mnist", "digits"] = "mnist"
-    """The images: mnist, or digits, the 1,797 handwritten digits that scikit-learn brings, resized to 28x28."""
+    task: Literal["mnist", "fashion", "digits", "translated60", "cluttered60", "cluttered100", "folder"] = "mnist"
+    """The experiment, which sets the defaults of the other flags: the paper's MNIST, 28x28; Fashion-MNIST; the digits
+    that scikit-learn brings, which need no download; MNIST somewhere on a canvas of 60x60, the same among clutter, and
+    on 100x100; or your own images."""
+    dataset: Literal["mnist", "fashion", "digits", "folder"] = "mnist"
+    """The images: mnist, fashion, digits, or a folder: data_dir/train/CLASS/*.png and data_dir/test/CLASS/*.png."""
+    canvas_size: int = 0
+    """Width and height of the empty canvas on which each image is placed at random; 0: no canvas."""
+    num_clutter: int = 0
+    """Pieces of 8x8 pixels, cut from other images, that are strewn over the canvas."""
+    image_height: int = 0
+    """Resize the images to this height, in pixels; 0: leave them as they are."""
+    image_width: int = 0
+    """Resize the images to this width, in pixels; 0: leave them as they are."""
 
     # Glimpse network
     patch_size: int = 8
@@ -57,6 +73,9 @@ class Config:
     """Units of the core network's hidden state and of a glimpse's encoding."""
     locator_hidden: int = 128
     """Units of the location network's hidden layer; 0 is the paper's linear location network."""
+    scan_radius: float = 0.4
+    """The policy starts by looking around on a circle of this radius, with a learned bias per glimpse; 0 starts every
+    glimpse at the centre, as the paper's location network does."""
     std: float = 0.05
     """Standard deviation of the policy's Gaussian; a location spans -1 to 1 across the image."""
     M: int = 1
@@ -67,6 +86,8 @@ class Config:
     """Share of the training images kept for validation."""
     batch_size: int = 128
     """Images per batch."""
+    num_workers: int = 4
+    """Processes that decode the images of a folder; the other data sets are read whole and need none."""
     shuffle: bool = True
     """Split at random by seed and visit the images in a new order each epoch; False keeps the file's order."""
     show_sample: bool = False
@@ -126,14 +147,18 @@ class Config:
         for name in ("patch_size", "glimpse_scale", "num_patches", "loc_hidden", "glimpse_hidden", "num_glimpses",
                      "hidden_size", "M", "batch_size", "epochs", "print_freq", "plot_freq"):  # fmt: skip
             self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
-        for name in ("locator_hidden", "train_patience"):
+        for name in ("locator_hidden", "train_patience", "canvas_size", "num_clutter", "image_height", "image_width",
+                     "num_workers"):  # fmt: skip
             self._require(name, getattr(self, name) >= 0, "a whole number of at least 0")
         self._require("lr_patience", self.lr_patience is None or self.lr_patience >= 0, "None or at least 0")
         for name in ("std", "init_lr"):
             self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
         self._require("valid_size", 0 < self.valid_size < 1, "above 0 and below 1")
+        self._require("scan_radius", 0 <= self.scan_radius < 1, "at least 0 and below 1")
         self._require("momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
         self._require("reinforce_weight", 0 <= self.reinforce_weight < math.inf, "a finite number of at least 0")
+        self._require("num_clutter", self.canvas_size or not self.num_clutter, "0 without a --canvas_size=")
+        self._require("image_height", bool(self.image_height) == bool(self.image_width), "given with image_width")
         self._require("random_seed", 0 <= self.random_seed < 2**32, "from 0 to 2**32 - 1")
         plain = Path(self.run_name).name == self.run_name and self.run_name != ".."
         self._require("run_name", plain, "one folder name, without slashes")
@@ -170,7 +195,7 @@ class Config:
 # What one call says about itself; a run's saved settings never stand in for it.
 PER_CALL = ("is_train", "resume", "overwrite", "best", "show_sample", "ckpt_dir", "logs_dir", "plot_dir", "run_name")
 # What may differ from the run that is resumed or tested.
-FREE = (*PER_CALL, "M", "data_dir", "use_gpu", "use_tensorboard", "print_freq", "plot_freq")
+FREE = (*PER_CALL, "M", "num_workers", "data_dir", "use_gpu", "use_tensorboard", "print_freq", "plot_freq")
 FREE_ON_RESUME = (*FREE, "epochs", "train_patience")
 FREE_ON_TEST = (*FREE, "batch_size")
 

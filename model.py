@@ -52,6 +52,7 @@ class RecurrentAttention(nn.Module):
         num_classes: number of classes.
         locator_hidden: units of the location network's hidden layer; 0 is the paper's linear one.
         num_glimpses: T, glimpses per rollout.
+        scan_radius: of the circle on which the policy starts to look around; 0 is the paper's start, at the centre.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class RecurrentAttention(nn.Module):
         num_classes: int,
         locator_hidden: int = 128,
         num_glimpses: int = 6,
+        scan_radius: float = 0.0,
     ):
         super().__init__()
         self.hidden_size = hidden_size
@@ -81,7 +83,12 @@ class RecurrentAttention(nn.Module):
             hidden_size=hidden_size,
         )
         self.rnn = CoreNetwork(hidden_size=hidden_size)
-        self.locator = LocationNetwork(hidden_size=hidden_size, locator_hidden=locator_hidden)
+        self.locator = LocationNetwork(
+            hidden_size=hidden_size,
+            locator_hidden=locator_hidden,
+            num_steps=num_glimpses - 1,
+            scan_radius=scan_radius,
+        )
         self.classifier = ActionNetwork(hidden_size=hidden_size, num_classes=num_classes)
         self.baseliner = BaselineNetwork(hidden_size=hidden_size)
 
@@ -118,7 +125,7 @@ class RecurrentAttention(nn.Module):
             if t < self.num_glimpses - 1:
                 # No gradient flows through a location: the class's would teach the policy behind REINFORCE's back.
                 with torch.no_grad():
-                    mean = self.locator(hidden)
+                    mean = self.locator(hidden, t)
                     samples.append(mean if noise is None else mean + self.std * noise[t])  # l_{t+1} ~ N(mean, std^2)
 
         # REINFORCE trains the location network alone and the squared error the baseline alone, so the states that
@@ -128,7 +135,7 @@ class RecurrentAttention(nn.Module):
         return Rollout(
             log_probs=self.classifier(hidden),
             locations=samples.clamp(-1, 1).transpose(0, 1),
-            log_pis=log_normal(samples[1:], self.locator(states), self.std).T,
+            log_pis=log_normal(samples[1:], self.locator(states, slice(None)), self.std).T,
             baselines=self.baseliner(states).T,
         )
 

@@ -6,6 +6,7 @@
     glimpse = retina(images, locations)  # (B, 3 * C * 8 * 8)
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -132,18 +133,35 @@ class LocationNetwork(nn.Module):
     Args:
         hidden_size: size of h_t.
         locator_hidden: units of a hidden layer; 0 is the paper's linear network.
+        num_steps: locations that the policy chooses in a rollout.
+        scan_radius: where the means start. 0: all at the centre, as the paper's. Above 0: each step has a bias of its
+            own, learned like the rest, that starts the means on a circle of this radius, evenly spread.
     """
 
-    def __init__(self, *, hidden_size: int, locator_hidden: int):
+    def __init__(self, *, hidden_size: int, locator_hidden: int, num_steps: int, scan_radius: float):
         super().__init__()
         self.hidden = nn.Identity()
         if locator_hidden:
             self.hidden = nn.Sequential(nn.Linear(hidden_size, locator_hidden), nn.ReLU())
         self.mean = nn.Linear(locator_hidden or hidden_size, 2)
+        self.scan = None
+        if scan_radius:
+            angles = 2 * math.pi * torch.arange(num_steps) / max(num_steps, 1)
+            self.scan = nn.Parameter(torch.atanh(scan_radius * torch.stack([angles.cos(), angles.sin()], dim=1)))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """h_t (..., hidden_size) -> mean location (..., 2) in (-1, 1)."""
-        return torch.tanh(self.mean(self.hidden(hidden)))
+    def forward(self, hidden: Tensor, step: int | slice) -> Tensor:
+        """Mean locations, in (-1, 1).
+
+        Args:
+            hidden: h_t of one step (B, hidden_size), or of several (steps, B, hidden_size).
+            step: which, from 0 for the first location that the policy chooses.
+        Returns:
+            (B, 2), or (steps, B, 2).
+        """
+        mean = self.mean(self.hidden(hidden))
+        if self.scan is not None:
+            mean = mean + self.scan[step].unsqueeze(-2)
+        return torch.tanh(mean)
 
 
 class ActionNetwork(nn.Module):

@@ -99,7 +99,7 @@ def look(checkpoint_path: Path, data_dir: str, num_images: int) -> Glimpses:
     images, labels = next(iter(loader))
     with torch.no_grad():
         rollout = model(images, generator=torch.Generator().manual_seed(config.random_seed))
-    return Glimpses.of(rollout, loader.denormalize(images), labels, config)
+    return Glimpses.of(rollout, loader.denormalize(images), labels, loader.spec.classes, config)
 
 
 def patch_boxes(glimpses: Glimpses) -> np.ndarray:
@@ -139,7 +139,7 @@ def animate(glimpses: Glimpses, num_images: int, fps: float, path: Path):
                 for (left, top, size), colour in zip(boxes[i, step], BOX_COLOURS * steps, strict=False):
                     corner = (left - 0.5, top - 0.5)
                     ax.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=colour, linewidth=1.6))
-                label, prediction = glimpses.labels[i], glimpses.predictions[i]
+                label, prediction = (glimpses.classes[k] for k in (glimpses.labels[i], glimpses.predictions[i]))
                 if step == steps - 1:
                     answer = f"{prediction}" if prediction == label else f"{prediction}, is {label}"
                     ax.set_title(answer, fontsize=10, color=RIGHT if prediction == label else WRONG, pad=3)

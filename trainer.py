@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import Config, InputError
-from data_loader import Batch, DataSpec, MemoryLoader
+from data_loader import Batch, DataSpec, Loader
 from model import Losses, RecurrentAttention, draw_first_locations, hybrid_loss
 from utils import (
     AverageMeter,
@@ -63,7 +63,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        data_loader: tuple[MemoryLoader, MemoryLoader] | MemoryLoader,
+        data_loader: tuple[Loader, Loader] | Loader,
         device: torch.device,
         checkpoint: dict | None = None,
     ):
@@ -167,7 +167,7 @@ class Trainer:
         return compiled
 
     @torch.no_grad()
-    def evaluate(self, loader: MemoryLoader) -> Metrics:
+    def evaluate(self, loader: Loader) -> Metrics:
         """Looks at the policy's mean locations, from M random first locations per image that the seed fixes.
 
         Loss terms are means over the M rollouts; the answer is the class of the highest mean probability.
@@ -232,7 +232,7 @@ class Trainer:
         batch = next(iter(self.valid_loader))
         images, labels = batch.images[:NUM_PLOTTED], batch.labels[:NUM_PLOTTED]
         rollout = self.model(images, self.evaluation_starts(self.valid_loader.num_images)[0, : len(images)])
-        glimpses = Glimpses.of(rollout, self.valid_loader.denormalize(images), labels, self.config)
+        glimpses = Glimpses.of(rollout, self.valid_loader.denormalize(images), labels, self.spec.classes, self.config)
         save_glimpses(self.config.run_plots / f"glimpses_{self.epoch}.npz", glimpses)
 
     def save_checkpoint(self, is_best: bool):
@@ -283,9 +283,10 @@ def model_args(config: Config, spec: DataSpec) -> dict:
         "glimpse_hidden": config.glimpse_hidden,
         "hidden_size": config.hidden_size,
         "std": config.std,
-        "num_classes": spec.num_classes,
+        "num_classes": len(spec.classes),
         "locator_hidden": config.locator_hidden,
         "num_glimpses": config.num_glimpses,
+        "scan_radius": config.scan_radius,
     }
 
 

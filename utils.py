@@ -48,6 +48,7 @@ class Stream(IntEnum):
     ORDER = 1  # the order of the training images in an epoch
     ROLLOUT = 2  # first locations and the policy's noise in a training epoch
     EVALUATION = 3  # first locations in validation and test
+    CANVAS = 4  # places and clutter of the canvases of an epoch
 
 
 def make_generator(stream: Stream, seed: int, epoch: int = 0, device: str | torch.device = "cpu") -> torch.Generator:
@@ -181,16 +182,17 @@ class Glimpses(NamedTuple):
     labels: np.ndarray  # (N,)
     predictions: np.ndarray  # (N,)
     locations: np.ndarray  # (N, T, 2)
+    classes: np.ndarray  # (num_classes,), their names
     patch_size: int
     num_patches: int
     glimpse_scale: int
 
     @classmethod
-    def of(cls, rollout, images: Tensor, labels: Tensor, config: Config) -> "Glimpses":
+    def of(cls, rollout, images: Tensor, labels: Tensor, classes: list[str], config: Config) -> "Glimpses":
         """From a `model.Rollout` of images (N, C, H, W) whose values run from 0 to 1."""
         predictions = rollout.log_probs.argmax(dim=-1)
         arrays = (tensor.numpy(force=True) for tensor in (images, labels, predictions, rollout.locations))
-        return cls(*arrays, config.patch_size, config.num_patches, config.glimpse_scale)
+        return cls(*arrays, np.array(classes), config.patch_size, config.num_patches, config.glimpse_scale)
 
 
 def save_glimpses(path: Path, glimpses: Glimpses):

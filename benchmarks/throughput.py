@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import Config, InputError, parse_flags
-from data_loader import Examples, MemoryLoader, describe, read_examples
+from data_loader import Loader, describe
+from datasets import Examples, read_examples
 from trainer import Trainer
 from utils import make_generator, seed_everything
 
@@ -133,9 +134,8 @@ def project_steps(examples: Examples, config: Config, args: Benchmark):
 def new_trainer(examples: Examples, config: Config, args: Benchmark) -> Trainer:
     seed_everything(config.random_seed)
     cpu = torch.device("cpu")
-    loader = MemoryLoader(
-        examples, describe(examples, num_classes=10), batch_size=args.batch_size, device=cpu, shuffle_seed=1
-    )
+    loader = Loader(examples, batch_size=args.batch_size, device=cpu, shuffle_seed=1)
+    loader.normalize_with(describe(loader, [str(digit) for digit in range(10)]))
     return Trainer(config, (loader, loader), cpu)
 
 
@@ -149,7 +149,7 @@ def seconds_per_step(steps, count: int) -> float:
 def main(args: Benchmark):
     config = Config(data_dir=args.data_dir, batch_size=args.batch_size)
     try:
-        examples = read_examples(config, train=True)
+        examples, _ = read_examples(config, train=True)
     except InputError:
         examples = Examples(
             torch.randint(0, 256, (54000, 1, 28, 28), dtype=torch.uint8), torch.randint(0, 10, (54000,))

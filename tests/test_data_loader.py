@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from config import Config, InputError
-from data_loader import Examples, MemoryLoader, describe, get_test_loader, get_train_valid_loader, read_examples
+from data_loader import Loader, describe, get_test_loader, get_train_valid_loader
+from datasets import Examples, read_examples
 
 CPU = torch.device("cpu")
 
@@ -41,13 +42,14 @@ def test_batches_are_normalised_by_the_training_images(small_mnist):
     torch.testing.assert_close(images.std(correction=0), torch.tensor(1.0), atol=1e-4, rtol=0)
     assert valid.spec == train.spec and valid.num_images == 10
     test = get_test_loader(Config(data_dir=str(small_mnist)), train.spec, CPU)
-    raw = read_examples(Config(data_dir=str(small_mnist)), train=False).images
+    raw = read_examples(Config(data_dir=str(small_mnist)), train=False)[0].images
     torch.testing.assert_close(test.denormalize(next(iter(test)).images), raw / 255, atol=1e-6, rtol=0)
 
 
 def test_each_channel_has_its_own_mean_and_std():
     images = torch.stack([torch.full((6, 4, 5), 10), torch.arange(120).view(6, 4, 5)], dim=1).to(torch.uint8)
-    spec = describe(Examples(images, torch.zeros(6, dtype=torch.long)), num_classes=1)
+    loader = Loader(Examples(images, torch.zeros(6, dtype=torch.long)), batch_size=2, device=CPU)
+    spec = describe(loader, ["only"])
     assert spec[1:4] == (2, 4, 5)
     np.testing.assert_allclose(spec.mean, [10 / 255, 59.5 / 255])
     np.testing.assert_allclose(spec.std, [1, np.arange(120).std() / 255])  # a constant channel is not divided by zero
@@ -87,14 +89,14 @@ def test_digits_need_no_files_and_the_three_parts_share_no_image():
     train, valid = get_train_valid_loader(config, CPU)
     test = get_test_loader(config, train.spec, CPU)
     assert train.num_images + valid.num_images + test.num_images == 1797
-    assert (train.spec.num_classes, train.spec.height, train.spec.width) == (10, 28, 28)
+    assert (len(train.spec.classes), train.spec.height, train.spec.width) == (10, 28, 28)
     parts = [set(map(bytes, part.examples.images.flatten(1).numpy())) for part in (train, valid, test)]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 1797
     assert {len(part.examples.labels.unique()) for part in (train, valid, test)} == {10}
 
 
 def test_real_mnist_is_read_whole(mnist_dir):
-    examples = read_examples(Config(data_dir=str(mnist_dir)), train=True)
+    examples, _ = read_examples(Config(data_dir=str(mnist_dir)), train=True)
     assert examples.images.shape == (60000, 1, 28, 28) and examples.images.dtype == torch.uint8
     assert examples.labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     spec = get_train_valid_loader(Config(data_dir=str(mnist_dir)), CPU)[0].spec
@@ -137,13 +139,12 @@ def test_a_split_that_leaves_nothing_is_refused(small_mnist):
 
 def test_a_test_set_of_another_shape_is_refused(small_mnist):
     spec = get_train_valid_loader(Config(data_dir=str(small_mnist)), CPU)[0].spec
-    with pytest.raises(InputError, match="differ from those the model was trained on"):
+    with pytest.raises(InputError, match="those the model was trained on"):
         get_test_loader(Config(data_dir=str(small_mnist)), spec._replace(height=30), CPU)
 
 
 def test_the_last_batch_and_a_batch_larger_than_the_data_are_whole():
     examples = Examples(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.arange(5))
-    spec = describe(examples, num_classes=5)
     for size, counts in ((2, [2, 2, 1]), (9, [5])):
-        loader = MemoryLoader(examples, spec, batch_size=size, device=CPU)
-        assert [len(batch.labels) for batch in loader] == counts and len(loader) == len(counts)
+        loader = Loader(examples, batch_size=size, device=CPU)
+        assert [len(batch.labels) for batch in loader.raw()] == counts and len(loader) == len(counts)

@@ -22,6 +22,7 @@ def glimpses() -> Glimpses:
         labels=np.array([0, 1, 2]),
         predictions=np.array([0, 2, 2]),
         locations=random.uniform(-1, 1, (3, 4, 2)).astype(np.float32),
+        classes=np.array(["zero", "one", "two"]),
         patch_size=5,
         num_patches=2,
         glimpse_scale=2,

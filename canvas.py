@@ -1,0 +1,57 @@
+"""Translated and cluttered images (section 4.1), made a whole batch at a time on the images' device.
+
+After the authors' generator of Cluttered MNIST: windows cut from other images of the same split, then the image itself,
+each added to an empty canvas at a uniformly random place, and the sum cut off at white.
+
+    canvases = draw_canvases(images, pool, size=60, num_clutter=4, generator=generator)
+"""
+
+import torch
+from torch import Tensor
+
+WINDOW = 8  # width and height of a clutter piece, in pixels
+
+
+def draw_canvases(
+    images: Tensor, pool: Tensor, *, size: int, num_clutter: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Places each image on a canvas of its own, among clutter.
+
+    Args:
+        images: (B, C, H, W) uint8, at most size x size.
+        pool: (N, C, H, W) uint8, the images that clutter is cut from.
+        size: width and height of a canvas, in pixels.
+        num_clutter: pieces per canvas.
+        generator: source of pieces and places, on the images' device.
+    Returns:
+        (B, C, size, size) uint8.
+    """
+    batch, channels, height, width = images.shape
+
+    def draw(high: int, *shape: int) -> Tensor:
+        """Uniform whole numbers from 0 to high."""
+        return torch.randint(high + 1, (batch, *shape), device=images.device, generator=generator)
+
+    canvas = torch.zeros(batch, channels, size * size, device=images.device)
+    if num_clutter:
+        rows, columns = min(WINDOW, height), min(WINDOW, width)
+        source = draw(len(pool) - 1, num_clutter)[..., None, None]
+        row = draw(height - rows, num_clutter)[..., None, None] + _steps(rows, images)[:, None]
+        column = draw(width - columns, num_clutter)[..., None, None] + _steps(columns, images)
+        pieces = pool[source, :, row, column].permute(0, 1, 4, 2, 3)  # (B, num_clutter, C, rows, columns)
+        _add(canvas, pieces, draw(size - rows, num_clutter), draw(size - columns, num_clutter), size)
+    _add(canvas, images[:, None], draw(size - height, 1), draw(size - width, 1), size)
+    return canvas.clamp_(max=255).to(torch.uint8).view(batch, channels, size, size)
+
+
+def _add(canvas: Tensor, pieces: Tensor, tops: Tensor, lefts: Tensor, size: int):
+    """Adds pieces (B, K, C, h, w) to canvas (B, C, size * size), with their top left corners at (B, K)."""
+    height, width = pieces.shape[-2:]
+    rows = tops[..., None, None] + _steps(height, pieces)[:, None]
+    columns = lefts[..., None, None] + _steps(width, pieces)
+    index = (rows * size + columns).flatten(1)[:, None].expand(-1, canvas.shape[1], -1)  # (B, C, K * h * w)
+    canvas.scatter_add_(2, index, pieces.transpose(1, 2).flatten(2).float())
+
+
+def _steps(count: int, like: Tensor) -> Tensor:
+    return torch.arange(count, device=like.device)

@@ -1,0 +1,213 @@
+"""Reads data sets: MNIST and Fashion-MNIST from torchvision's files, scikit-learn's digits, a user's own folder.
+
+examples, classes = read_examples(get_config(["--task=digits"]), train=True)
+"""
+
+import contextlib
+import io
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from config import Config, InputError
+from utils import Stream, make_generator
+
+IN_MEMORY = 2 * 2**30  # bytes of a folder's images up to which they are kept in memory
+
+
+class Examples(NamedTuple):
+    images: Tensor  # (N, C, H, W) uint8
+    labels: Tensor  # (N,) int64
+
+    def take(self, index: Tensor) -> "Examples":
+        return Examples(self.images[index], self.labels[index])
+
+
+class ImageFiles(Dataset):
+    """A folder's images, decoded as they are asked for.
+
+    Args:
+        paths: of the images.
+        labels: (N,) int64.
+        channels: 1 for grey, 3 for colour; images are converted.
+        size: (height, width); images are resized.
+    """
+
+    def __init__(self, paths: list[str], labels: Tensor, channels: int, size: tuple[int, int]):
+        self.paths = paths
+        self.labels = labels
+        self.channels = channels
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        """(C, H, W) uint8 and its label."""
+        from PIL import Image
+        from torchvision.transforms.functional import pil_to_tensor
+
+        try:
+            with Image.open(self.paths[i]) as image:
+                image = image.convert("L" if self.channels == 1 else "RGB")
+                if image.size != self.size[::-1]:
+                    image = image.resize(self.size[::-1], Image.Resampling.BILINEAR)
+                return pil_to_tensor(image), self.labels[i]
+        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for broken files
+            raise InputError(f"{self.paths[i]} cannot be read as an image ({error}): mend or remove it") from error
+
+    def take(self, index: Tensor) -> "ImageFiles":
+        return ImageFiles([self.paths[i] for i in index], self.labels[index], self.channels, self.size)
+
+
+def read_examples(
+    config: Config, *, train: bool, classes: list[str] | None = None, channels: int | None = None
+) -> tuple[Examples | ImageFiles, list[str]]:
+    """Reads one half of a data set, and the names of its classes.
+
+    Args:
+        config: its dataset, data_dir, image_height, image_width, num_workers and random_seed count.
+        train: the training half, or the test half.
+        classes, channels: what a folder's test half must keep to; None takes them from the images.
+    Returns:
+        Images in memory, or the files of a folder that is too large for it.
+    Raises:
+        InputError: it is missing or damaged, or does not keep to classes.
+    """
+    if config.dataset == "folder":
+        return _read_folder(config, "train" if train else "test", classes, channels)
+    if config.dataset == "digits":
+        examples = _read_digits(config.random_seed, train)
+    else:
+        examples = _read_idx(
+            {"mnist": "MNIST", "fashion": "FashionMNIST"}[config.dataset], Path(config.data_dir), train
+        )
+    if config.image_height:
+        examples = examples._replace(images=_resize(examples.images, (config.image_height, config.image_width)))
+    return examples, [str(digit) for digit in range(10)] if config.dataset != "fashion" else FASHION_CLASSES
+
+
+FASHION_CLASSES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
+
+
+def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, C, H, W) uint8 -> (N, C, *size) uint8, bilinear."""
+    chunks = [F.interpolate(part.float(), size, mode="bilinear", antialias=True) for part in images.split(4096)]
+    return torch.cat([chunk.round().to(torch.uint8) for chunk in chunks])
+
+
+def _read_digits(seed: int, train: bool) -> Examples:
+    """scikit-learn's digits, 8x8 with 17 grey levels, resized to 28x28; a fifth, chosen by seed, are for the test."""
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    digits = load_digits()
+    images = _resize(torch.from_numpy(digits.images)[:, None] * (255 / 16), (28, 28))
+    order = torch.randperm(len(images), generator=make_generator(Stream.SPLIT, seed))
+    num_test = len(images) // 5
+    return Examples(images, torch.from_numpy(digits.target).long()).take(
+        order[num_test:] if train else order[:num_test]
+    )
+
+
+def _read_idx(name: str, data_dir: Path, train: bool) -> Examples:
+    """MNIST or Fashion-MNIST; what is missing is downloaded."""
+    from torchvision import datasets  # takes a second to import
+
+    source = getattr(datasets, name)
+    raw = data_dir / name / "raw"
+    half = "train" if train else "t10k"
+    names = [f"{half}-images-idx3-ubyte", f"{half}-labels-idx1-ubyte"]
+    # torchvision wants the files of both halves, downloads those that are missing, and says so on stdout.
+    every = [Path(resource).stem for resource, _ in source.resources]
+    missing = [file for file in every if not (raw / file).is_file()]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            data = source(str(data_dir), train=train, download=bool(missing))
+    except Exception as error:  # what a broken file or network raises is nowhere stated
+        if missing:
+            raise InputError(
+                f"{', '.join(missing)} not found in {raw} and not to be downloaded ({type(error).__name__}): put the "
+                f"files there, name their folder with --data_dir=, or use --task=digits, which needs none"
+            ) from error
+        what = " or ".join(names)
+        raise InputError(f"{raw} holds {what} damaged ({str(error) or 'wrong size'}): fetch them again") from error
+    images, labels = data.data, data.targets
+    if images.ndim != 3 or len(images) != len(labels) or len(labels) == 0 or labels.min() < 0 or labels.max() > 9:
+        raise InputError(
+            f"{raw} holds {tuple(images.shape)} images and {len(labels)} labels from {labels.min()} to {labels.max()}, "
+            f"not as many images as labels from 0 to 9: fetch {' and '.join(names)} again"
+        )
+    return Examples(images[:, None], labels.long())
+
+
+def _read_folder(
+    config: Config, half: str, classes: list[str] | None, channels: int | None
+) -> tuple[Examples | ImageFiles, list[str]]:
+    """data_dir/half/CLASS/image files, as torchvision's ImageFolder wants them."""
+    from torchvision.datasets import ImageFolder  # takes a second to import
+
+    root = Path(config.data_dir) / half
+    try:
+        folder = ImageFolder(str(root))
+    except FileNotFoundError as error:
+        raise InputError(f"{root} must hold a folder of images for each class: {error}") from error
+    classes = folder.classes if classes is None else classes
+    unknown = sorted(set(folder.classes) - set(classes))
+    if unknown:
+        raise InputError(f"{root} has classes that the training images lack: {', '.join(unknown)}")
+    paths = [path for path, _ in folder.samples]
+    labels = torch.tensor([classes.index(folder.classes[label]) for _, label in folder.samples])
+
+    colour, (height, width) = _inspect(paths, resized=bool(config.image_height))
+    channels = channels or (3 if colour else 1)
+    size = (config.image_height or height, config.image_width or width)
+    files = ImageFiles(paths, labels, channels, size)
+    if len(paths) * channels * size[0] * size[1] > IN_MEMORY:
+        return files, classes
+    images = torch.empty(len(paths), channels, *size, dtype=torch.uint8)
+    for i, (batch, _) in enumerate(decode(files, range(len(files)), 256, config.num_workers)):
+        images[i * 256 : i * 256 + len(batch)] = batch
+    return Examples(images, labels), classes
+
+
+def _inspect(paths: list[str], resized: bool) -> tuple[bool, tuple[int, int]]:
+    """Whether any image is in colour, and the height and width of all, from their headers alone.
+
+    Raises:
+        InputError: one cannot be read, or, where they are not to be resized, their sizes differ.
+    """
+    from PIL import Image
+
+    colour, first = False, None
+    for path in paths:
+        try:
+            with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+                colour |= image.mode not in ("1", "L", "LA", "I", "I;16", "F")
+                size = (image.height, image.width)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read as an image ({error}): mend or remove it") from error
+        first = first or size
+        if size != first and not resized:
+            raise InputError(
+                f"{path} is {size[1]} x {size[0]} pixels and {paths[0]} {first[1]} x {first[0]}: "
+                f"give all one size with --image_width= and --image_height="
+            )
+    return colour, first
+
+
+def decode(files: ImageFiles, order, batch_size: int, num_workers: int):
+    """Yields (images, labels) of a folder in this order, decoded by worker processes.
+
+    Raises:
+        InputError: an image cannot be read.
+    """
+    batches = DataLoader(files, batch_size=batch_size, sampler=order, num_workers=min(num_workers, len(files)))
+    try:
+        yield from batches
+    except InputError as error:  # a worker's comes wrapped in its traceback
+        raise InputError(str(error).strip().splitlines()[-1].removeprefix("config.InputError: ")) from None
