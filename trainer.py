@@ -5,6 +5,7 @@ trainer.train()
 """
 
 import contextlib
+import json
 import math
 import time
 from collections.abc import Callable
@@ -28,9 +29,12 @@ from utils import (
     make_writer,
     prepare_dirs,
     random_states,
+    read_metrics,
     restore_random_states,
     save_checkpoint,
     save_glimpses,
+    surroundings,
+    write_whole,
 )
 
 NUM_PLOTTED = 9  # validation images whose glimpses are kept for plot_glimpses.py
@@ -80,6 +84,7 @@ class Trainer:
         self.optimizer = make_optimizer(config, self.model)
         self.scheduler = make_scheduler(config, self.optimizer)
         self.compiled_losses = self.batch_losses
+        self.surroundings = surroundings()  # of the training; a test takes them from the checkpoint
         self.epoch = 0  # epochs done
         self.best_valid_acc = 0.0  # %
         self.epochs_since_best = 0
@@ -98,14 +103,15 @@ class Trainer:
             while self.epoch < config.epochs and self.epochs_since_best <= config.train_patience:
                 began, lr = time.perf_counter(), self.optimizer.param_groups[0]["lr"]
                 train = self.train_one_epoch()
-                speed = {"lr": lr, "images_per_second": self.train_loader.num_images / (time.perf_counter() - began)}
+                images_per_second = self.train_loader.num_images / (time.perf_counter() - began)
                 valid = self.evaluate(self.valid_loader)
+                pace = {"lr": lr, "images_per_second": images_per_second, "seconds": time.perf_counter() - began}
                 self.epoch += 1
                 is_best = self.epoch == 1 or valid.acc > self.best_valid_acc
                 self.best_valid_acc = valid.acc if is_best else self.best_valid_acc
                 self.epochs_since_best = 0 if is_best else self.epochs_since_best + 1
                 self.step_schedule(valid)
-                self.report(writer, train, valid, speed, is_best)
+                self.report(writer, train, valid, pace, is_best)
                 self.save_checkpoint(is_best)
         limit = "--epochs=" if self.epoch >= config.epochs else "--train_patience="
         print(f"[*] Best validation accuracy {self.best_valid_acc:.3f}%. To train longer: --resume=True {limit}")
@@ -195,9 +201,24 @@ class Trainer:
         return starts.view(self.config.M, count, 2).to(self.device)
 
     def test(self) -> Metrics:
-        """Prints and returns the test set's metrics."""
+        """Prints and returns the test set's metrics, and records the run in test.json beside its checkpoints."""
         metrics = self.evaluate(self.test_loader)
         count = self.test_loader.num_images
+        epochs = read_metrics(self.config.run_dir / "metrics.jsonl")
+        record = {
+            "test": {**metrics._asdict(), "images": count, "M": self.config.M, "epoch": self.epoch},
+            "best_valid_acc": self.best_valid_acc,
+            "seconds": sum(epoch["seconds"] for epoch in epochs),
+            "valid_acc_per_epoch": [epoch["valid"]["acc"] for epoch in epochs],
+            "config": asdict(self.config),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "trained_with": self.surroundings,
+        }
+        path = self.config.run_dir / "test.json"
+        try:
+            write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
+        except OSError as error:  # a finished model may well lie where nobody can write
+            print(f"[!] {path} not written: {error.strerror}")
         print(f"[*] Test Acc: {metrics.correct}/{count} ({metrics.acc:.2f}% - {100 - metrics.acc:.2f}%)")
         return metrics
 
@@ -207,7 +228,7 @@ class Trainer:
         else:
             self.scheduler.step(valid.acc)
 
-    def report(self, writer, train: Metrics, valid: Metrics, speed: dict[str, float], is_best: bool):
+    def report(self, writer, train: Metrics, valid: Metrics, pace: dict[str, float], is_best: bool):
         """Prints the epoch's line, logs it, and saves where the model looks."""
         print(
             f"Epoch {self.epoch}/{self.config.epochs} - "
@@ -216,8 +237,8 @@ class Trainer:
             flush=True,
         )
         passes = {"train": train._asdict(), "valid": valid._asdict()}
-        append_metrics(self.config.run_dir / "metrics.jsonl", {"epoch": self.epoch, **speed, **passes})
-        for name, value in speed.items():
+        append_metrics(self.config.run_dir / "metrics.jsonl", {"epoch": self.epoch, **pace, **passes})
+        for name, value in pace.items():
             writer.add_scalar(name, value, self.epoch)
         for part, metrics in passes.items():
             for name, value in metrics.items():
@@ -248,6 +269,7 @@ class Trainer:
             "model_args": self.model_args,
             "data": self.spec._asdict(),
             "config": asdict(self.config),
+            "surroundings": self.surroundings,
         }
         save_checkpoint(checkpoint, *[self.config.run_dir / "best.pt"] * is_best, self.config.run_dir / "last.pt")
 
@@ -261,12 +283,13 @@ class Trainer:
         if checkpoint["data"] != self.spec._asdict():
             raise InputError(f"{path} was trained on other images than those of --data_dir={self.config.data_dir}")
         load_weights(self.model, checkpoint, path)
+        self.epoch = checkpoint["epoch"]
+        self.best_valid_acc = checkpoint["best_valid_acc"]
         if not self.config.is_train:
+            self.surroundings = checkpoint["surroundings"]
             return
         self.optimizer.load_state_dict(checkpoint["optim_state"])
         self.scheduler.load_state_dict(checkpoint["scheduler_state"])
-        self.epoch = checkpoint["epoch"]
-        self.best_valid_acc = checkpoint["best_valid_acc"]
         self.epochs_since_best = checkpoint["epochs_since_best"]
         restore_random_states(checkpoint["random_states"])
         print(f"[*] Loaded {path}, after epoch {self.epoch}: best validation accuracy {self.best_valid_acc:.3f}%")

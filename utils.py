@@ -6,8 +6,10 @@ checkpoint = load_checkpoint("ckpt/ram_6_8x8_1/best.pt")  # refuses whatever wou
 import io
 import json
 import os
+import platform
 import random
 import shutil
+import sys
 import zipfile
 from enum import IntEnum
 from pathlib import Path
@@ -21,7 +23,7 @@ from config import Config, InputError, params_json
 
 CHECKPOINT_KEYS = {
     "epoch", "model_state", "optim_state", "scheduler_state", "best_valid_acc", "epochs_since_best", "random_states",
-    "model_args", "data", "config",
+    "model_args", "data", "config", "surroundings",
 }  # fmt: skip
 
 
@@ -213,8 +215,23 @@ def load_glimpses(path: Path) -> Glimpses:
         raise InputError(f"{path} does not hold saved glimpses ({error}): train with --plot_freq=1") from error
 
 
+def surroundings() -> dict:
+    """What a recorded result depends on beside its settings: the command, versions and machine."""
+    names = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    processor = next((line.partition(": ")[2] for line in names if line.startswith("model name")), platform.processor())
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
+        "machine": f"{platform.system()} {platform.machine()}, {processor}, {torch.get_num_threads()} threads",
+    }
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def append_metrics(path: Path, metrics: dict):
     """Adds an epoch's line to metrics.jsonl; lines from that epoch on, left by a run that was cut off, go first."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in lines if json.loads(line)["epoch"] < metrics["epoch"]]
-    write_whole(path, "".join(line + "\n" for line in [*kept, json.dumps(metrics)]).encode())
+    kept = [line for line in read_metrics(path) if line["epoch"] < metrics["epoch"]]
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in [*kept, metrics]).encode())

@@ -11,7 +11,8 @@ from main import main
 
 SHARED_DATA = Path(os.environ.get("RAM_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
 SIZES = {"patch_size": 4, "num_patches": 2, "glimpse_scale": 2, "num_channels": 1, "loc_hidden": 8, "glimpse_hidden": 8,
-         "hidden_size": 12, "std": 0.1, "num_classes": 3, "locator_hidden": 6, "num_glimpses": 4}  # fmt: skip
+         "hidden_size": 12, "std": 0.1, "num_classes": 3, "locator_hidden": 6, "num_glimpses": 4,
+         "scan_radius": 0.3}  # fmt: skip
 
 # What the tests compute is too small to share between cores; the commands they start inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -52,7 +52,8 @@ def test_equals_the_papers_equations_step_by_step(model, images, generator):
         hidden = rect(linear(model.rnn.from_hidden, hidden) + linear(model.rnn.from_glimpse, g))
         np.testing.assert_allclose(rollout.locations[:, t].numpy(), location, atol=1e-5)
         if t < 3:
-            mean = np.tanh(linear(model.locator.mean, rect(linear(model.locator.hidden[0], hidden))))
+            scan = model.locator.scan[t].detach().numpy()
+            mean = np.tanh(linear(model.locator.mean, rect(linear(model.locator.hidden[0], hidden))) + scan)
             sample = mean + 0.1 * noise[t].numpy()
             density = np.exp(-(((sample - mean) / 0.1) ** 2) / 2) / (0.1 * np.sqrt(2 * np.pi))
             np.testing.assert_allclose(rollout.log_pis[:, t].detach(), np.log(density).sum(axis=1), rtol=1e-4)
@@ -137,13 +138,33 @@ def test_hybrid_loss_by_hand():
     np.testing.assert_allclose([term.item() for term in losses], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("channels, num_glimpses, locator_hidden, batch", [(1, 1, 6, 4), (3, 4, 0, 1), (2, 2, 6, 1)])
-def test_any_sizes_run_and_learn(channels, num_glimpses, locator_hidden, batch):
-    sizes = {"num_channels": channels, "num_glimpses": num_glimpses, "locator_hidden": locator_hidden}
+@pytest.mark.parametrize("num_glimpses", [1, 2, 5])
+@pytest.mark.parametrize("locator_hidden, scan_radius", [(0, 0.0), (6, 0.0), (0, 0.3), (6, 0.3)])
+@pytest.mark.parametrize("channels, num_patches, glimpse_scale, batch", [(1, 1, 1, 4), (3, 3, 2, 1), (2, 2, 3, 1)])
+def test_every_combination_of_sizes_runs_and_learns(
+    channels, num_glimpses, num_patches, glimpse_scale, locator_hidden, scan_radius, batch
+):
+    sizes = {"num_channels": channels, "num_glimpses": num_glimpses, "num_patches": num_patches, "loc_hidden": 5,
+             "glimpse_scale": glimpse_scale, "locator_hidden": locator_hidden, "scan_radius": scan_radius}  # fmt: skip
     model = RecurrentAttention(**{**SIZES, **sizes})
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
     losses = hybrid_loss(model(torch.randn(batch, channels, 9, 14)), LABELS[:batch], reinforce_weight=0.01)
     losses.total.backward()
+    optimizer.step()
     assert all(term.isfinite() for term in losses)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_the_policy_starts_on_the_circle_or_at_the_centre(images):
+    for radius in (0.0, 0.4):
+        torch.manual_seed(0)
+        model = RecurrentAttention(**{**SIZES, "scan_radius": radius}).eval()
+        torch.nn.init.zeros_(model.locator.mean.weight)
+        torch.nn.init.zeros_(model.locator.mean.bias)
+        chosen = model(images).locations[:, 1:]
+        torch.testing.assert_close(chosen.norm(dim=2), torch.full((BATCH, 3), radius))
+        gaps = (chosen - chosen.roll(1, dims=1)).norm(dim=2)
+        torch.testing.assert_close(gaps, torch.full((BATCH, 3), radius * 3**0.5))  # an equilateral triangle
 
 
 def test_evaluation_looks_at_the_mean_and_training_draws(model, images):
@@ -164,8 +185,9 @@ def test_reinforce_finds_the_only_place_that_earns_reward():
     """Noise everywhere but one place, which alone tells the class: the policy must come to look there."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    model = RecurrentAttention(**{**SIZES, "num_patches": 1, "num_glimpses": 2, "num_classes": 2, "std": 0.25,
-                                  "hidden_size": 32, "loc_hidden": 16, "glimpse_hidden": 32})  # fmt: skip
+    sizes = {"num_patches": 1, "num_glimpses": 2, "num_classes": 2, "std": 0.25, "hidden_size": 32, "loc_hidden": 16,
+             "glimpse_hidden": 32, "scan_radius": 0.0}  # fmt: skip
+    model = RecurrentAttention(**{**SIZES, **sizes})
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     place = torch.tensor([0.4, -0.4])  # pixel (14, 6) of 20 x 20
 

@@ -1,0 +1,151 @@
+"""A user's own images: colour, not square, streamed or in memory; what does not fit ends in one line."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import datasets
+import plot_glimpses
+from config import Config, InputError, get_config
+from data_loader import get_test_loader, get_train_valid_loader
+from datasets import Examples, ImageFiles, read_examples
+from main import main
+from plot_glimpses import PlotConfig
+from trainer import Trainer
+
+CPU = torch.device("cpu")
+CLASSES = {"amber": (230, 159, 0), "blue": (0, 114, 178), "green": (0, 158, 115)}
+
+
+def draw(path: Path, colour, random, size=(40, 26), mode="RGB"):
+    """Noise with a square in the class's colour."""
+    pixels = random.integers(0, 70, (size[1], size[0], 3), dtype=np.uint8)
+    y, x = random.integers(size[1] - 12), random.integers(size[0] - 12)
+    pixels[y : y + 12, x : x + 12] = colour
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """240 training and 60 test images, 40 wide and 26 high."""
+    random = np.random.default_rng(0)
+    for half, count in (("train", 80), ("test", 20)):
+        for name, colour in CLASSES.items():
+            for i in range(count):
+                draw(tmp_path / "images" / half / name / f"{i}.png", colour, random)
+    return tmp_path / "images"
+
+
+def config_of(folder: Path, **fields) -> Config:
+    return Config(**{"task": "folder", "dataset": "folder", "data_dir": str(folder), "num_workers": 0, **fields})
+
+
+def test_trains_above_95_percent_tests_and_animates(folder, tmp_path, capsys):
+    places = [f"--{name}={tmp_path / name}" for name in ("ckpt_dir", "logs_dir", "plot_dir")]
+    flags = ["--task=folder", f"--data_dir={folder}", "--num_workers=0", *places]
+    main(get_config([*flags, "--epochs=30", "--batch_size=24", "--hidden_size=64", "--init_lr=3e-3"]))
+    metrics = main(get_config([*flags, "--is_train=False"]))
+    assert metrics.acc > 95
+    assert "/60 (" in capsys.readouterr().out
+    checkpoint = tmp_path / "ckpt_dir" / "folder_ram_6_8x8_1" / "best.pt"
+    path = plot_glimpses.main(PlotConfig(checkpoint=str(checkpoint), num_images=3))
+    assert Image.open(path).n_frames >= 6
+
+
+def test_classes_channels_and_sizes_come_from_the_data(folder):
+    train, valid = get_train_valid_loader(config_of(folder), CPU)
+    assert train.spec.classes == ["amber", "blue", "green"]
+    assert train.spec[1:4] == (3, 26, 40)
+    assert train.num_images + valid.num_images == 240
+    batch = next(iter(train))
+    assert batch.images.shape == (128, 3, 26, 40)
+    assert isinstance(train.examples, Examples)
+
+
+def test_grey_images_have_one_channel(tmp_path):
+    random = np.random.default_rng(0)
+    for half in ("train", "test"):
+        for name, colour in CLASSES.items():
+            for i in range(4):
+                draw(tmp_path / half / name / f"{i}.png", colour, random, mode="L")
+    assert get_train_valid_loader(config_of(tmp_path, valid_size=0.3), CPU)[0].spec.num_channels == 1
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_set_larger_than_memory_streams_the_same_images(folder, num_workers, monkeypatch):
+    in_memory = get_train_valid_loader(config_of(folder), CPU)
+    monkeypatch.setattr(datasets, "IN_MEMORY", 1000)
+    streamed = get_train_valid_loader(config_of(folder, num_workers=num_workers), CPU)
+    assert isinstance(streamed[0].examples, ImageFiles)
+    np.testing.assert_allclose(streamed[0].spec.mean, in_memory[0].spec.mean)
+    for kept, read in zip(in_memory, streamed, strict=True):
+        kept.set_epoch(3)
+        read.set_epoch(3)
+        for a, b in zip(kept, read, strict=True):
+            assert torch.equal(a.labels, b.labels)
+            torch.testing.assert_close(a.images, b.images)
+
+
+def test_a_streamed_set_trains(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "IN_MEMORY", 1000)
+    config = config_of(folder, epochs=1, **{name: str(tmp_path / name) for name in ("ckpt_dir", "plot_dir")})
+    Trainer(config, get_train_valid_loader(config, CPU), CPU).train()
+    assert (config.run_dir / "best.pt").exists()
+
+
+def test_images_are_resized_on_request(folder):
+    sizes = {"image_height": 13, "image_width": 20}
+    spec = get_train_valid_loader(config_of(folder, **sizes), CPU)[0].spec
+    assert spec[1:4] == (3, 13, 20)
+    digits, _ = read_examples(Config(dataset="digits", **sizes), train=True)
+    assert digits.images.shape[1:] == (1, 13, 20)
+
+
+def test_a_height_without_a_width_is_refused():
+    with pytest.raises(InputError, match="image_height=13 is not allowed: it must be given with image_width"):
+        Config(image_height=13)
+
+
+def test_mixed_sizes_are_named_and_resized_on_request(folder):
+    draw(folder / "train" / "blue" / "odd.png", CLASSES["blue"], np.random.default_rng(1), size=(30, 30))
+    with pytest.raises(InputError, match=r"(?s)odd.png.*40 x 26.*--image_width= and --image_height="):
+        get_train_valid_loader(config_of(folder), CPU)
+    assert get_train_valid_loader(config_of(folder, image_height=26, image_width=40), CPU)[0].num_images == 217
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", None], ids=["empty", "text", "truncated"])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_unreadable_image_is_named_in_one_line(folder, content, num_workers):
+    path = folder / "train" / "green" / "7.png"
+    path.write_bytes(path.read_bytes()[:300] if content is None else content)
+    with pytest.raises(InputError, match=r"7\.png cannot be read as an image") as error:
+        get_train_valid_loader(config_of(folder, num_workers=num_workers), CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_a_class_in_test_that_train_lacks_is_named(folder):
+    spec = get_train_valid_loader(config_of(folder), CPU)[0].spec
+    shutil.copytree(folder / "test" / "blue", folder / "test" / "violet")
+    with pytest.raises(InputError, match="classes that the training images lack: violet"):
+        get_test_loader(config_of(folder), spec, CPU)
+
+
+def test_test_classes_keep_the_training_numbers(folder):
+    spec = get_train_valid_loader(config_of(folder), CPU)[0].spec
+    shutil.rmtree(folder / "test" / "amber")
+    assert get_test_loader(config_of(folder), spec, CPU).examples.labels.unique().tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "prepare", [lambda p: None, lambda p: (p / "train").mkdir(), lambda p: (p / "train/a").mkdir(parents=True)]
+)
+def test_an_empty_folder_is_named(tmp_path, prepare):
+    prepare(tmp_path)
+    with pytest.raises(InputError, match=r"train must hold a folder of images for each class") as error:
+        get_train_valid_loader(config_of(tmp_path), CPU)
+    assert "\n" not in str(error.value)
