@@ -220,7 +220,7 @@ def surroundings() -> dict:
     names = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     processor = next((line.partition(": ")[2] for line in names if line.startswith("model name")), platform.processor())
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
         "machine": f"{platform.system()} {platform.machine()}, {processor}, {torch.get_num_threads()} threads",
     }
