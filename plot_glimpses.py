@@ -118,7 +118,6 @@ def animate(glimpses: Glimpses, num_images: int, fps: float, path: Path):
     matplotlib.use("Agg")  # needs no display
     import matplotlib.pyplot as plt
     from matplotlib.animation import FFMpegWriter, PillowWriter
-    from matplotlib.patches import Rectangle
 
     count, steps = min(num_images, len(glimpses.images)), glimpses.locations.shape[1]
     height, width = glimpses.images.shape[-2:]
@@ -136,9 +135,7 @@ def animate(glimpses: Glimpses, num_images: int, fps: float, path: Path):
                 ax.clear()
                 draw_image(ax, glimpses.images[i], margin)
                 ax.plot(*centres[i, : step + 1].T, color="white", linewidth=1, marker="o", markersize=2, alpha=0.8)
-                for (left, top, size), colour in zip(boxes[i, step], BOX_COLOURS * steps, strict=False):
-                    corner = (left - 0.5, top - 0.5)
-                    ax.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=colour, linewidth=1.6))
+                draw_boxes(ax, boxes[i, step])
                 label, prediction = (glimpses.classes[k] for k in (glimpses.labels[i], glimpses.predictions[i]))
                 if step == steps - 1:
                     answer = f"{prediction}" if prediction == label else f"{prediction}, is {label}"
@@ -156,6 +153,15 @@ def draw_image(ax, image: np.ndarray, margin: int):
     ax.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set(xlim=(-0.5 - margin, width - 0.5 + margin), ylim=(height - 0.5 + margin, -0.5 - margin))
     ax.set(xticks=[], yticks=[], facecolor="black")
+
+
+def draw_boxes(ax, boxes: np.ndarray):
+    """Outlines the patches of a glimpse, (num_patches, 3), each in a colour of its own."""
+    from matplotlib.patches import Rectangle
+
+    for i, (left, top, size) in enumerate(boxes):
+        colour = BOX_COLOURS[i % len(BOX_COLOURS)]
+        ax.add_patch(Rectangle((left - 0.5, top - 0.5), size, size, fill=False, edgecolor=colour, linewidth=1.6))
 
 
 if __name__ == "__main__":

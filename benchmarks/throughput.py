@@ -2,16 +2,18 @@
 
     python benchmarks/throughput.py --data_dir=./data
 
-The plain way is what public implementations do: a DataLoader that decodes and normalises each image by itself, a Python
-loop that slices each image's patch, and every head run at every glimpse. Model, loss, batch and optimizer are the same.
-Without the data set, random images of its size take its place; the work is the same.
+The plain way is what public implementations do: a DataLoader that decodes, places and normalises each image by itself,
+a Python loop that slices each image's patch, and every head run at every glimpse. The networks, the loss and the batch
+are the same.
 """
 
+import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,11 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config import Config, InputError, parse_flags
-from data_loader import Loader, describe
-from datasets import Examples, read_examples
+from canvas import WINDOW
+from config import TASKS, Config, InputError, parse_flags
+from data_loader import Canvas, get_train_valid_loader
+from datasets import Examples
 from trainer import Trainer
-from utils import make_generator, seed_everything
+from utils import Stream, make_generator, seed_everything, surroundings
 
 
 @dataclass(frozen=True)
@@ -31,33 +34,55 @@ class Benchmark:
     """Times training steps of this project and of the plain way, in turn."""
 
     data_dir: str = "./data"
-    """Folder of the data set."""
+    """Folder of the data sets."""
+    tasks: tuple[str, ...] = ("mnist", "translated60", "cluttered60")
+    """Tasks to time."""
     batch_size: int = 128
     """Images per step."""
-    steps: int = 60
+    steps: int = 30
     """Steps per way and round."""
-    rounds: int = 5
+    rounds: int = 7
     """Rounds; each way's time is its median over them."""
-    num_workers: int = 2
+    num_workers: int = 0
     """Worker processes of the plain way's DataLoader."""
+    compile: bool = True
+    """Time the compiled step, too."""
 
 
 class PlainImages(Dataset):
-    """One image at a time, through PIL and torchvision's transforms."""
+    """One image at a time: placed on its canvas, then through PIL and torchvision's transforms."""
 
-    def __init__(self, examples: Examples, mean: float, std: float):
+    def __init__(self, examples: Examples, canvas: Canvas | None, mean: float, std: float):
         from torchvision import transforms
 
-        self.examples = examples
+        self.images = examples.images[:, 0].numpy()
+        self.labels = examples.labels
+        self.canvas = canvas
+        self.random = np.random.default_rng(0)
         self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((mean,), (std,))])
 
     def __len__(self) -> int:
-        return len(self.examples.labels)
+        return len(self.labels)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         from PIL import Image
 
-        return self.transform(Image.fromarray(self.examples.images[i, 0].numpy())), int(self.examples.labels[i])
+        image = self.images[i]
+        if self.canvas:
+            image = self.place(image)
+        return self.transform(Image.fromarray(image)), int(self.labels[i])
+
+    def place(self, image: np.ndarray) -> np.ndarray:
+        size, num_clutter = self.canvas
+        canvas = np.zeros((size, size), dtype=np.int32)
+        for _ in range(num_clutter):
+            source = self.images[self.random.integers(len(self.images))]
+            top, left = self.random.integers(28 - WINDOW + 1, size=2)
+            y, x = self.random.integers(size - WINDOW + 1, size=2)
+            canvas[y : y + WINDOW, x : x + WINDOW] += source[top : top + WINDOW, left : left + WINDOW]
+        y, x = self.random.integers(size - 28 + 1, size=2)
+        canvas[y : y + 28, x : x + 28] += image
+        return np.minimum(canvas, 255).astype(np.uint8)
 
 
 def plain_glimpse(images: Tensor, location: Tensor, patch_size: int, num_patches: int, glimpse_scale: int) -> Tensor:
@@ -84,7 +109,7 @@ def plain_loss(model: nn.Module, config: Config, images: Tensor, labels: Tensor)
     for t in range(config.num_glimpses):
         phi = plain_glimpse(images, location, config.patch_size, config.num_patches, config.glimpse_scale)
         hidden = model.rnn(model.sensor(phi, location), hidden)
-        mean = model.locator(hidden.detach())
+        mean = model.locator(hidden.detach(), min(t, config.num_glimpses - 2))
         policy = torch.distributions.Normal(mean, config.std)
         sample = policy.sample()
         if t < config.num_glimpses - 1:
@@ -98,18 +123,17 @@ def plain_loss(model: nn.Module, config: Config, images: Tensor, labels: Tensor)
     return F.nll_loss(log_probs, labels) + F.mse_loss(baseline, reward) + config.reinforce_weight * reinforce
 
 
-def plain_steps(examples: Examples, config: Config, args: Benchmark):
+def plain_steps(trainer: Trainer, args: Benchmark):
     """Yields after each training step of the plain way."""
-    mean, std = examples.images.float().mean().item() / 255, examples.images.float().std().item() / 255
+    loader, config, model = trainer.train_loader, trainer.config, trainer.model
     data = DataLoader(
-        PlainImages(examples, mean, std),
+        PlainImages(loader.examples, loader.canvas, loader.spec.mean[0], loader.spec.std[0]),
         batch_size=args.batch_size,
         shuffle=True,
         drop_last=True,
         num_workers=args.num_workers,
         persistent_workers=args.num_workers > 0,
     )
-    model = new_trainer(examples, config, args).model
     optimizer = torch.optim.Adam(model.parameters(), lr=config.init_lr)
     while True:
         for images, labels in data:
@@ -121,22 +145,25 @@ def plain_steps(examples: Examples, config: Config, args: Benchmark):
             yield
 
 
-def project_steps(examples: Examples, config: Config, args: Benchmark):
+def project_steps(trainer: Trainer):
     """Yields after each training step of this project."""
-    trainer = new_trainer(examples, config, args)
-    generator = make_generator(0, config.random_seed)
+    generator = make_generator(Stream.ROLLOUT, trainer.config.random_seed)
     while True:
         for batch in trainer.train_loader:
             trainer.train_step(batch, generator)
             yield
 
 
-def new_trainer(examples: Examples, config: Config, args: Benchmark) -> Trainer:
+def canvas_steps(trainer: Trainer):
+    """Yields after each batch of canvases, with nothing trained on them."""
+    while True:
+        yield from trainer.train_loader.raw()
+
+
+def new_trainer(config: Config) -> Trainer:
     seed_everything(config.random_seed)
     cpu = torch.device("cpu")
-    loader = Loader(examples, batch_size=args.batch_size, device=cpu, shuffle_seed=1)
-    loader.normalize_with(describe(loader, [str(digit) for digit in range(10)]))
-    return Trainer(config, (loader, loader), cpu)
+    return Trainer(config, get_train_valid_loader(config, cpu), cpu)
 
 
 def seconds_per_step(steps, count: int) -> float:
@@ -146,30 +173,39 @@ def seconds_per_step(steps, count: int) -> float:
     return (time.perf_counter() - began) / count
 
 
-def main(args: Benchmark):
-    config = Config(data_dir=args.data_dir, batch_size=args.batch_size)
-    try:
-        examples, _ = read_examples(config, train=True)
-    except InputError:
-        examples = Examples(
-            torch.randint(0, 256, (54000, 1, 28, 28), dtype=torch.uint8), torch.randint(0, 10, (54000,))
-        )
-        print("no data set: random images")
-    ways = {"plain": plain_steps(examples, config, args), "this project": project_steps(examples, config, args)}
+def time_task(task: str, args: Benchmark):
+    config = Config(task=task, data_dir=args.data_dir, **{**TASKS[task], "batch_size": args.batch_size})
+    ways = {"plain": plain_steps(new_trainer(config), args), "this project": project_steps(new_trainer(config))}
+    if args.compile:
+        compiled = new_trainer(replace(config, compile="True"))
+        compiled.compiled_losses = compiled.compile_losses()
+        ways["compiled"] = project_steps(compiled)
+    if config.canvas_size:
+        ways["canvases alone"] = canvas_steps(new_trainer(config))
     for steps in ways.values():
         seconds_per_step(steps, 10)  # warm up
     times = {way: [] for way in ways}
     for _ in range(args.rounds):
         for way, steps in ways.items():
             times[way].append(seconds_per_step(steps, args.steps))
-    seconds = {way: torch.tensor(values).median().item() for way, values in times.items()}
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {args.batch_size}")
-    for way, value in seconds.items():
+    median = {way: statistics.median(values) for way, values in times.items()}
+    for way, value in median.items():
         print(
-            f"{way:13s} {1000 * value:7.2f} ms a step  {args.batch_size / value:8.0f} images/s  "
-            f"{54000 / args.batch_size * value:6.1f} s an epoch of 54,000  {seconds['plain'] / value:5.2f}x plain"
+            f"{task:13s} {way:15s} {1000 * value:7.2f} ms a step  {args.batch_size / value:8.0f} images/s  "
+            f"{54000 / args.batch_size * value:6.1f} s an epoch of 54,000  {median['plain'] / value:6.2f} x plain"
         )
 
 
+def main(args: Benchmark):
+    print(
+        f"{surroundings()['machine']}, torch {torch.__version__}, batch {args.batch_size}, {args.num_workers} workers"
+    )
+    for task in args.tasks:
+        time_task(task, args)
+
+
 if __name__ == "__main__":
-    main(parse_flags(Benchmark, None, Benchmark(), prog="throughput.py"))
+    try:
+        main(parse_flags(Benchmark, None, Benchmark(), prog="throughput.py"))
+    except InputError as error:
+        sys.exit(f"throughput.py: {error}")

@@ -1,0 +1,24 @@
+"""The README says what is true."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from config import Config
+from tables import results_table, with_table
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_table_is_what_the_recorded_runs_say():
+    assert len(list((ROOT / "results").glob("*.json"))) > 0
+    assert with_table(README, results_table(ROOT / "results")) == README
+
+
+def test_files_and_flags_it_names_exist():
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
+    flags = set(re.findall(r"--([a-zA-Z_]+)=", README))
+    elsewhere = {"plot_dir", "epoch", "checkpoint", "out"}  # plot_glimpses.py
+    assert flags <= {field.name for field in dataclasses.fields(Config)} | elsewhere
