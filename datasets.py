@@ -5,7 +5,6 @@ examples, classes = read_examples(get_config(["--task=digits"]), train=True)
 
 import contextlib
 import io
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -186,7 +185,7 @@ def _inspect(paths: list[str], resized: bool) -> tuple[bool, tuple[int, int]]:
     colour, first = False, None
     for path in paths:
         try:
-            with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            with Image.open(path) as image:
                 colour |= image.mode not in ("1", "L", "LA", "I", "I;16", "F")
                 size = (image.height, image.width)
         except OSError as error:

@@ -1,7 +1,7 @@
 """Writes the README's table of results from the recorded runs in results/.
 
-    cp ckpt/ram_6_8x8_1/test.json results/mnist_seed1.json    # what a test left beside its checkpoints
-    python tables.py
+cp ckpt/ram_6_8x8_1/test.json results/mnist_seed1.json    # what a test left beside its checkpoints
+python tables.py
 """
 
 import json

@@ -1,5 +1,6 @@
 """A run from end to end on the bundled digits: train, resume, stop, test."""
 
+import itertools
 import json
 import re
 
@@ -9,6 +10,7 @@ import torch
 from config import InputError, get_config
 from data_loader import DataSpec, get_test_loader, get_train_valid_loader
 from main import main
+from model import Rollout
 from trainer import Trainer
 from utils import load_checkpoint
 
@@ -146,25 +148,17 @@ def test_several_rollouts_average_probabilities_not_their_logarithms(run):
     config = run("--epochs=1", "--M=2")
     loaders = get_train_valid_loader(config, torch.device("cpu"))
     trainer = Trainer(config, loaders, torch.device("cpu"))
-    # Rollout one is sure of class 1; rollout two gives class 0 a little more, and class 1 almost nothing.
-    answers = iter([[0.1, 0.9], [0.99, 0.01]] * len(loaders[1]))
+    answers = itertools.cycle([[0.3, 0.69, 0.01], [0.3, 0.05, 0.65]])  # means favour class 1, of logarithms class 0
 
     class Stub(torch.nn.Module):
         def forward(self, images, starts):
-            count = len(images)
-            log_probs = torch.tensor(next(answers)).log().expand(count, 2)
-            return trainer_rollout(log_probs, starts)
-
-    def trainer_rollout(log_probs, starts):
-        from model import Rollout
-
-        empty = torch.zeros(len(starts), 0)
-        return Rollout(log_probs, starts[:, None], empty, empty)
+            none = torch.zeros(len(images), 0)
+            return Rollout(torch.tensor(next(answers)).log().expand(len(images), 3), starts[:, None], none, none)
 
     trainer.model = Stub()
-    zeros = int((loaders[1].examples.labels == 0).sum())
-    loaders[1].examples = loaders[1].examples._replace(labels=loaders[1].examples.labels.clamp(max=1))
-    assert trainer.evaluate(loaders[1]).correct == zeros  # means 0.545 and 0.455; of logarithms class 0 by far
+    labels = loaders[1].examples.labels % 3
+    loaders[1].examples = loaders[1].examples._replace(labels=labels)
+    assert trainer.evaluate(loaders[1]).correct == (labels == 1).sum()
 
 
 def test_another_data_set_under_the_same_run_is_refused(run, flags):
