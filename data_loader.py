@@ -113,10 +113,10 @@ class Loader:
             for images, labels in decode(self.examples, order.tolist(), self.batch_size, self.num_workers):
                 yield Examples(images.to(self.device), labels.to(self.device))
             return
-        generator = make_generator(Stream.CANVAS, self.canvas_seed, self.epoch, self.device)
-        for index in order.to(self.device).split(self.batch_size):
+        for step, index in enumerate(order.to(self.device).split(self.batch_size)):
             images, labels = self.examples.take(index)
             if self.canvas:
+                generator = make_generator(Stream.CANVAS, self.canvas_seed, self.epoch, step, self.device)
                 images = draw_canvases(images, self.examples.images, **self.canvas._asdict(), generator=generator)
             yield Examples(images, labels)
 

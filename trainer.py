@@ -120,11 +120,11 @@ class Trainer:
         """One pass over the training images."""
         self.model.train()
         self.train_loader.set_epoch(self.epoch)
-        generator = make_generator(Stream.ROLLOUT, self.config.random_seed, self.epoch, self.device)
         meter = AverageMeter()
         title = f"Epoch {self.epoch + 1}/{self.config.epochs}"
         with tqdm(total=self.train_loader.num_images, desc=title, unit="img", leave=False, disable=None) as bar:
-            for step, batch in enumerate(self.train_loader, start=1):
+            for step, batch in enumerate(self.train_loader):
+                generator = make_generator(Stream.ROLLOUT, self.config.random_seed, self.epoch, step, self.device)
                 losses = self.train_step(batch, generator)
                 meter.update(torch.stack(losses), len(batch.labels))
                 bar.update(len(batch.labels))

@@ -44,18 +44,20 @@ def seed_everything(seed: int):
 
 
 class Stream(IntEnum):
-    """What random numbers are for; each use draws from a stream of its own."""
+    """What random numbers are for; each use draws from streams of its own."""
 
     SPLIT = 0  # which images are for validation, or for the test
     ORDER = 1  # the order of the training images in an epoch
-    ROLLOUT = 2  # first locations and the policy's noise in a training epoch
+    ROLLOUT = 2  # first locations and the policy's noise in a training step
     EVALUATION = 3  # first locations in validation and test
-    CANVAS = 4  # places and clutter of the canvases of an epoch
+    CANVAS = 4  # places and clutter of a batch of canvases
 
 
-def make_generator(stream: Stream, seed: int, epoch: int = 0, device: str | torch.device = "cpu") -> torch.Generator:
-    """A generator whose numbers depend on its stream, the seed and the epoch alone, whatever else has been drawn."""
-    state = np.random.SeedSequence((stream, seed, epoch)).generate_state(1, np.uint64)
+def make_generator(
+    stream: Stream, seed: int, epoch: int = 0, step: int = 0, device: str | torch.device = "cpu"
+) -> torch.Generator:
+    """A generator whose numbers depend on these alone, whatever else has been drawn: a run may begin at any step."""
+    state = np.random.SeedSequence((stream, seed, epoch, step)).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0] >> np.uint64(1)))
 
 
