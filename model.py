@@ -116,26 +116,27 @@ class RecurrentAttention(nn.Module):
 
         scene = self.retina.prepare(images)
         hidden = None
-        samples, hiddens = [first_locations], []
+        # The policy's means, and the samples around them before the clamp; the first location is not the policy's.
+        means, samples, hiddens = [first_locations], [first_locations], []
         for t in range(self.num_glimpses):
             location = samples[t].clamp(-1, 1)
             glimpse = self.sensor(self.retina.look(scene, location), location)  # g_t
             hidden = self.rnn(glimpse, hidden)  # h_t
             hiddens.append(hidden)
             if t < self.num_glimpses - 1:
-                # No gradient flows through a location: the class's would teach the policy behind REINFORCE's back.
-                with torch.no_grad():
-                    mean = self.locator(hidden, t)
-                    samples.append(mean if noise is None else mean + self.std * noise[t])  # l_{t+1} ~ N(mean, std^2)
+                # REINFORCE trains the location network alone: the state it judges is a constant to it. Nor does the
+                # class's gradient pass through a location: it would teach the policy behind REINFORCE's back.
+                mean = self.locator(hidden.detach(), t)
+                means.append(mean)
+                samples.append(mean.detach() if noise is None else mean.detach() + self.std * noise[t])
 
-        # REINFORCE trains the location network alone and the squared error the baseline alone, so the states that
-        # both judge are constants to them. All steps at once: one large product instead of T - 1 small ones.
+        # The squared error trains the baseline alone, for the same reason.
         states = torch.stack(hiddens).detach()[:-1]  # (T - 1, B, hidden_size)
-        samples = torch.stack(samples)  # (T, B, 2), before the clamp: the policy's density is that of the sample
+        samples = torch.stack(samples)  # (T, B, 2)
         return Rollout(
             log_probs=self.classifier(hidden),
             locations=samples.clamp(-1, 1).transpose(0, 1),
-            log_pis=log_normal(samples[1:], self.locator(states, slice(None)), self.std).T,
+            log_pis=log_normal(samples[1:], torch.stack(means)[1:], self.std).T,
             baselines=self.baseliner(states).T,
         )
 

@@ -101,14 +101,13 @@ class GlimpseNetwork(nn.Module):
         super().__init__()
         self.what = nn.Linear(glimpse_size, glimpse_hidden)
         self.where = nn.Linear(2, loc_hidden)
-        self.from_what = nn.Linear(glimpse_hidden, hidden_size)
-        self.from_where = nn.Linear(loc_hidden, hidden_size, bias=False)  # the sum has one bias
+        # Linear(h_g) + Linear(h_l) as one map of both side by side: faster than two products of half the size.
+        self.joined = nn.Linear(glimpse_hidden + loc_hidden, hidden_size)
 
     def forward(self, glimpse: Tensor, location: Tensor) -> Tensor:
         """glimpse (B, glimpse_size), location (B, 2) -> g_t (B, hidden_size)."""
-        what = F.relu(self.what(glimpse))
-        where = F.relu(self.where(location))
-        return F.relu(self.from_what(what) + self.from_where(where))
+        what_and_where = torch.cat([self.what(glimpse), self.where(location)], dim=1)
+        return F.relu(self.joined(F.relu(what_and_where)))
 
 
 class CoreNetwork(nn.Module):
@@ -149,18 +148,18 @@ class LocationNetwork(nn.Module):
             angles = 2 * math.pi * torch.arange(num_steps) / max(num_steps, 1)
             self.scan = nn.Parameter(torch.atanh(scan_radius * torch.stack([angles.cos(), angles.sin()], dim=1)))
 
-    def forward(self, hidden: Tensor, step: int | slice) -> Tensor:
-        """Mean locations, in (-1, 1).
+    def forward(self, hidden: Tensor, step: int) -> Tensor:
+        """The mean of the next location.
 
         Args:
-            hidden: h_t of one step (B, hidden_size), or of several (steps, B, hidden_size).
-            step: which, from 0 for the first location that the policy chooses.
+            hidden: h_t, (B, hidden_size).
+            step: t, from 0 for the first location that the policy chooses.
         Returns:
-            (B, 2), or (steps, B, 2).
+            (B, 2), in (-1, 1).
         """
         mean = self.mean(self.hidden(hidden))
         if self.scan is not None:
-            mean = mean + self.scan[step].unsqueeze(-2)
+            mean = mean + self.scan[step]
         return torch.tanh(mean)
 
 

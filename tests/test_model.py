@@ -48,7 +48,8 @@ def test_equals_the_papers_equations_step_by_step(model, images, generator):
     for t in range(4):
         phi = model.retina(images, torch.from_numpy(location).float()).numpy()
         h_g, h_l = rect(linear(model.sensor.what, phi)), rect(linear(model.sensor.where, location))
-        g = rect(linear(model.sensor.from_what, h_g) + linear(model.sensor.from_where, h_l))
+        for_what, for_where = np.split(model.sensor.joined.weight.detach().numpy().T, 2)
+        g = rect(h_g @ for_what + h_l @ for_where + model.sensor.joined.bias.detach().numpy())
         hidden = rect(linear(model.rnn.from_hidden, hidden) + linear(model.rnn.from_glimpse, g))
         np.testing.assert_allclose(rollout.locations[:, t].numpy(), location, atol=1e-5)
         if t < 3:
