@@ -12,7 +12,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -109,6 +109,8 @@ class Config:
     accuracy has not improved for N epochs."""
     train_patience: int = 50
     """Stop once the validation accuracy has not improved for this many epochs."""
+    clip_grad_norm: float = 0.0
+    """Largest norm of the gradient, to which a larger one is scaled down; 0: any."""
     reinforce_weight: float = 0.01
     """Weight of the REINFORCE term in the hybrid loss."""
 
@@ -138,17 +140,23 @@ class Config:
     """Go on with the run's latest checkpoint."""
     overwrite: bool = False
     """Throw away what the run's folders hold and start anew."""
+    stop_after_epoch: int = 0
+    """Stop after this epoch, to go on later with resume, as queues with a time limit need; 0: go on to the last."""
+    save_every_steps: int = 0
+    """Steps between two savings within an epoch; 0: save after each epoch, and when interrupted."""
     print_freq: int = 10
-    """Steps between two updates of the progress bar."""
+    """Steps between two updates of the progress bar, and two checks that the loss is finite."""
     plot_freq: int = 1
     """Epochs between two savings of where the model looks, for plot_glimpses.py."""
 
     def __post_init__(self):
+        for name, kind in get_type_hints(Config).items():  # a run's saved settings may hold anything
+            self._require(name, _fits(getattr(self, name), kind), f"of {kind}".replace("of typing.Literal", "one of "))
         for name in ("patch_size", "glimpse_scale", "num_patches", "loc_hidden", "glimpse_hidden", "num_glimpses",
                      "hidden_size", "M", "batch_size", "epochs", "print_freq", "plot_freq"):  # fmt: skip
             self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
         for name in ("locator_hidden", "train_patience", "canvas_size", "num_clutter", "image_height", "image_width",
-                     "num_workers"):  # fmt: skip
+                     "num_workers", "stop_after_epoch", "save_every_steps"):  # fmt: skip
             self._require(name, getattr(self, name) >= 0, "a whole number of at least 0")
         self._require("lr_patience", self.lr_patience is None or self.lr_patience >= 0, "None or at least 0")
         for name in ("std", "init_lr"):
@@ -156,7 +164,8 @@ class Config:
         self._require("valid_size", 0 < self.valid_size < 1, "above 0 and below 1")
         self._require("scan_radius", 0 <= self.scan_radius < 1, "at least 0 and below 1")
         self._require("momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
-        self._require("reinforce_weight", 0 <= self.reinforce_weight < math.inf, "a finite number of at least 0")
+        for name in ("reinforce_weight", "clip_grad_norm"):
+            self._require(name, 0 <= getattr(self, name) < math.inf, "a finite number of at least 0")
         self._require("num_clutter", self.canvas_size or not self.num_clutter, "0 without a --canvas_size=")
         self._require("image_height", bool(self.image_height) == bool(self.image_width), "given with image_width")
         self._require("random_seed", 0 <= self.random_seed < 2**32, "from 0 to 2**32 - 1")
@@ -192,11 +201,21 @@ class Config:
         return self.run_dir / ("best.pt" if self.best and not self.is_train else "last.pt")
 
 
+def _fits(value, kind) -> bool:
+    """Whether a value is of a field's type: a plain one, `int | None`, or a Literal."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    kinds = get_args(kind) or (kind,)
+    if isinstance(value, bool):  # which Python counts as an int
+        return bool in kinds
+    return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+
+
 # What one call says about itself; a run's saved settings never stand in for it.
 PER_CALL = ("is_train", "resume", "overwrite", "best", "show_sample", "ckpt_dir", "logs_dir", "plot_dir", "run_name")
 # What may differ from the run that is resumed or tested.
 FREE = (*PER_CALL, "M", "num_workers", "data_dir", "use_gpu", "use_tensorboard", "print_freq", "plot_freq")
-FREE_ON_RESUME = (*FREE, "epochs", "train_patience")
+FREE_ON_RESUME = (*FREE, "epochs", "train_patience", "stop_after_epoch", "save_every_steps")
 FREE_ON_TEST = (*FREE, "batch_size")
 
 
@@ -253,8 +272,20 @@ def _read_params(path: Path) -> Config | None:
     if not path.exists():
         return None
     try:
-        return Config(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        return config_of(json.loads(path.read_text()), path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} does not hold a run's settings ({error}): restore it, or train anew") from error
+
+
+def config_of(settings: dict, path: str | Path) -> Config:
+    """The Config of settings that were read from path.
+
+    Raises:
+        InputError: they are not a run's.
+    """
+    try:
+        return Config(**settings)
+    except TypeError as error:  # no dict, or fields that do not exist
         raise InputError(f"{path} does not hold a run's settings ({error}): restore it, or train anew") from error
 
 

@@ -35,6 +35,21 @@ class DataSpec(NamedTuple):
     std: list[float]
 
 
+def spec_of(checkpoint: dict, path: str | Path) -> DataSpec:
+    """What a checkpoint, read from path, knows of its data.
+
+    Raises:
+        InputError: something else.
+    """
+    spec = checkpoint["data"]
+    whole = spec.keys() == set(DataSpec._fields) and all(
+        isinstance(spec[name], kind) for name, kind in DataSpec.__annotations__.items() if isinstance(kind, type)
+    )
+    if not whole or not len(spec["mean"]) == len(spec["std"]) == spec["num_channels"]:
+        raise InputError(f"{path} does not say what data it was trained on: restore it, or train anew")
+    return DataSpec(**spec)
+
+
 class Canvas(NamedTuple):
     """Where images are placed before they are seen; see `canvas.draw_canvases`."""
 
@@ -100,20 +115,25 @@ class Loader:
         return ((images * self.std + self.mean) / 255).clamp(0, 1)
 
     def __iter__(self) -> Iterator[Batch]:
-        for images, labels in self.raw():
+        return self.batches()
+
+    def batches(self, first: int = 0) -> Iterator[Batch]:
+        """The batches of a pass, from the first-th on, as if those before it had been given."""
+        for images, labels in self.raw(first):
             yield Batch((images - self.mean) / self.std, labels)
 
-    def raw(self) -> Iterator[Examples]:
+    def raw(self, first: int = 0) -> Iterator[Examples]:
         """The batches before they are normalised, uint8."""
         order = torch.arange(self.num_images)
         if self.shuffle_seed is not None:
             generator = make_generator(Stream.ORDER, self.shuffle_seed, self.epoch)
             order = torch.randperm(self.num_images, generator=generator)
+        order = order[first * self.batch_size :]
         if isinstance(self.examples, ImageFiles):
             for images, labels in decode(self.examples, order.tolist(), self.batch_size, self.num_workers):
                 yield Examples(images.to(self.device), labels.to(self.device))
             return
-        for step, index in enumerate(order.to(self.device).split(self.batch_size)):
+        for step, index in enumerate(order.to(self.device).split(self.batch_size), start=first):
             images, labels = self.examples.take(index)
             if self.canvas:
                 generator = make_generator(Stream.CANVAS, self.canvas_seed, self.epoch, step, self.device)

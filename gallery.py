@@ -14,7 +14,7 @@ from config import TASKS, Config, InputError, parse_flags
 from data_loader import get_train_valid_loader
 from modules import Retina
 from plot_glimpses import BOX_COLOURS, draw_boxes, draw_image, patch_boxes
-from utils import Glimpses
+from runs import Glimpses
 
 DRAWN = ("mnist", "fashion", "digits", "translated60", "cluttered60", "cluttered100")
 

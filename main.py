@@ -17,26 +17,34 @@ def main(config: Config):
         InputError: a file, a folder or a setting does not fit.
     """
     # Imported here, not above: --help and a typo's message need not wait for torch.
-    from data_loader import DataSpec, get_test_loader, get_train_valid_loader, save_samples
+    from data_loader import get_test_loader, get_train_valid_loader, spec_of
+    from runs import load_checkpoint
     from trainer import Trainer
-    from utils import load_checkpoint, pick_device, seed_everything
+    from utils import pick_device, seed_everything
 
     seed_everything(config.random_seed)
     device = pick_device(config.use_gpu)
     checkpoint = load_checkpoint(config.checkpoint_path) if config.resume or not config.is_train else None
-    if not config.is_train:
-        test_loader = get_test_loader(config, DataSpec(**checkpoint["data"]), device)
-        return Trainer(config, test_loader, device, checkpoint).test()
-    loaders = get_train_valid_loader(config, device)
-    if config.show_sample:
-        save_samples(loaders[0], config.run_plots / "samples.png")
-    Trainer(config, loaders, device, checkpoint).train()
+    if config.is_train:
+        Trainer(config, get_train_valid_loader(config, device), device, checkpoint).train()
+    else:
+        test_loader = get_test_loader(config, spec_of(checkpoint, config.checkpoint_path), device)
+        Trainer(config, test_loader, device, checkpoint).test()
+
+
+def run(argv: list[str] | None = None) -> int:
+    """`main` as a command: prints what the user can put right as one line, and gives the exit code."""
+    try:
+        config = get_config(argv)
+        main(config)
+    except InputError as error:
+        print(f"main.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        print(f"main.py: {error or 'interrupted'}", file=sys.stderr)
+        return getattr(error, "exit_code", 130)
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main(get_config())
-    except InputError as error:
-        sys.exit(f"main.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("main.py: interrupted; --resume=True goes on after the last complete epoch")
+    sys.exit(run())

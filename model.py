@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import utils
+from config import InputError
 from modules import ActionNetwork, BaselineNetwork, CoreNetwork, GlimpseNetwork, LocationNetwork, Retina
+from runs import load_checkpoint
 
 
 class Rollout(NamedTuple):
@@ -151,10 +152,21 @@ class RecurrentAttention(nn.Module):
         Raises:
             InputError: no such file, or not a checkpoint of this model.
         """
-        checkpoint = utils.load_checkpoint(path)
-        model = cls(**checkpoint["model_args"]).to(device)
-        utils.load_weights(model, checkpoint, path)
-        return model.eval()
+        return cls.of(load_checkpoint(path), path).to(device).eval()
+
+    @classmethod
+    def of(cls, checkpoint: dict, path: str | Path) -> "RecurrentAttention":
+        """The model of a checkpoint that was read from path, on the CPU.
+
+        Raises:
+            InputError: sizes and weights contradict each other.
+        """
+        try:
+            model = cls(**checkpoint["model_args"])
+            model.load_state_dict(checkpoint["model_state"])
+        except (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise InputError(f"{path} holds another model: {' '.join(str(error).split())}") from error
+        return model
 
 
 def draw_first_locations(batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
@@ -185,3 +197,13 @@ def hybrid_loss(rollout: Rollout, labels: Tensor, *, reinforce_weight: float) ->
     reinforce = (-rollout.log_pis * advantage).sum(dim=1).mean()
     total = action + baseline + reinforce_weight * reinforce
     return Losses(total, action, baseline, reinforce, reward.mean())
+
+
+def first_not_finite(losses: list[Losses]) -> tuple[int, str, float] | None:
+    """The first step, counted from 0, with a term that is infinite or not a number: (step, term, value); or None."""
+    values = torch.stack([torch.stack(terms) for terms in losses])  # (steps, terms), read from the device at once
+    for step, terms in enumerate(values.tolist()):
+        for name, value in zip(Losses._fields[1:], terms[1:], strict=True):  # the total is finite if they are
+            if not math.isfinite(value):
+                return step, name, value
+    return None

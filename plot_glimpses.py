@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from config import Config, InputError, parse_flags
-from utils import Glimpses, load_checkpoint, load_glimpses
+from config import InputError, config_of, parse_flags
+from runs import Glimpses, load_checkpoint, load_glimpses
 
 BOX_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7")  # Okabe and Ito's, told apart by the colour-blind
 RIGHT, WRONG = "#009E73", "#D55E00"
@@ -88,14 +88,14 @@ def look(checkpoint_path: Path, data_dir: str, num_images: int) -> Glimpses:
     """
     import torch
 
-    from data_loader import DataSpec, get_test_loader
+    from data_loader import get_test_loader, spec_of
     from model import RecurrentAttention
 
     checkpoint = load_checkpoint(checkpoint_path)
     overrides = {"data_dir": data_dir} if data_dir else {}
-    config = Config(**{**checkpoint["config"], "batch_size": num_images, **overrides})
-    loader = get_test_loader(config, DataSpec(**checkpoint["data"]), torch.device("cpu"))
-    model = RecurrentAttention.load(checkpoint_path)
+    config = config_of({**checkpoint["config"], "batch_size": num_images, **overrides}, checkpoint_path)
+    loader = get_test_loader(config, spec_of(checkpoint, checkpoint_path), torch.device("cpu"))
+    model = RecurrentAttention.of(checkpoint, checkpoint_path).eval()
     images, labels = next(iter(loader))
     with torch.no_grad():
         rollout = model(images, generator=torch.Generator().manual_seed(config.random_seed))

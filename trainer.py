@@ -4,9 +4,7 @@ trainer = Trainer(config, (train_loader, valid_loader), torch.device("cpu"))
 trainer.train()
 """
 
-import contextlib
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,24 +15,28 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import Config, InputError
-from data_loader import Batch, DataSpec, Loader
-from model import Losses, RecurrentAttention, draw_first_locations, hybrid_loss
-from utils import (
-    AverageMeter,
+from data_loader import Batch, DataSpec, Loader, save_samples
+from model import Losses, RecurrentAttention, draw_first_locations, first_not_finite, hybrid_loss
+from optim import make_optimizer, make_scheduler, step_scheduler
+from runs import (
     Glimpses,
-    Stream,
     append_metrics,
-    load_weights,
-    make_generator,
-    make_writer,
-    prepare_dirs,
-    random_states,
+    open_run,
+    read_environment,
     read_metrics,
-    restore_random_states,
     save_checkpoint,
     save_glimpses,
-    surroundings,
     write_whole,
+)
+from utils import (
+    AverageMeter,
+    Interrupted,
+    StopSignal,
+    Stream,
+    make_generator,
+    make_writer,
+    random_states,
+    restore_random_states,
 )
 
 NUM_PLOTTED = 9  # validation images whose glimpses are kept for plot_glimpses.py
@@ -79,59 +81,109 @@ class Trainer:
         else:
             self.test_loader = data_loader
             self.spec = data_loader.spec
-        self.model_args = checkpoint["model_args"] if checkpoint else model_args(config, self.spec)
-        self.model = RecurrentAttention(**self.model_args).to(device)
+        if checkpoint:
+            self.model_args = checkpoint["model_args"]
+            self.model = RecurrentAttention.of(checkpoint, config.checkpoint_path).to(device)
+        else:
+            self.model_args = model_args(config, self.spec)
+            self.model = RecurrentAttention(**self.model_args).to(device)
         self.optimizer = make_optimizer(config, self.model)
         self.scheduler = make_scheduler(config, self.optimizer)
         self.compiled_losses = self.batch_losses
-        self.surroundings = surroundings()  # of the training; a test takes them from the checkpoint
         self.epoch = 0  # epochs done
+        self.step = 0  # steps done of the epoch under way
+        self.meter = AverageMeter()  # training metrics of those steps
         self.best_valid_acc = 0.0  # %
         self.epochs_since_best = 0
         if checkpoint:
             self.load_checkpoint(checkpoint)
 
     def train(self):
-        """Trains up to config.epochs, or until the validation accuracy has not improved for train_patience epochs."""
+        """Trains up to config.epochs, or until the validation accuracy has not improved for train_patience epochs.
+
+        Raises:
+            Interrupted: by a signal, with everything saved.
+            InputError: the run's folder is another's or cannot be written, or the loss is not finite any more.
+        """
         config = self.config
-        prepare_dirs(config)
-        print(
-            f"[*] Train on {self.train_loader.num_images} samples, validate on {self.valid_loader.num_images} samples"
-        )
-        self.compiled_losses = self.compile_losses()
-        with contextlib.closing(make_writer(config, self.epoch)) as writer:
-            while self.epoch < config.epochs and self.epochs_since_best <= config.train_patience:
+        with open_run(config), make_writer(config, self.epoch) as writer, StopSignal() as self.signal:
+            counts = self.train_loader.num_images, self.valid_loader.num_images
+            print("[*] Train on {} samples, validate on {} samples".format(*counts))
+            if config.show_sample:
+                save_samples(self.train_loader, config.run_plots / "samples.png")
+            self.compiled_losses = self.compile_losses()
+            while not self.finished():
                 began, lr = time.perf_counter(), self.optimizer.param_groups[0]["lr"]
                 train = self.train_one_epoch()
                 images_per_second = self.train_loader.num_images / (time.perf_counter() - began)
                 valid = self.evaluate(self.valid_loader)
                 pace = {"lr": lr, "images_per_second": images_per_second, "seconds": time.perf_counter() - began}
-                self.epoch += 1
+                self.epoch, self.step, self.meter = self.epoch + 1, 0, AverageMeter()
                 is_best = self.epoch == 1 or valid.acc > self.best_valid_acc
                 self.best_valid_acc = valid.acc if is_best else self.best_valid_acc
                 self.epochs_since_best = 0 if is_best else self.epochs_since_best + 1
-                self.step_schedule(valid)
+                step_scheduler(self.scheduler, valid.acc)
                 self.report(writer, train, valid, pace, is_best)
                 self.save_checkpoint(is_best)
-        limit = "--epochs=" if self.epoch >= config.epochs else "--train_patience="
-        print(f"[*] Best validation accuracy {self.best_valid_acc:.3f}%. To train longer: --resume=True {limit}")
+
+    def finished(self) -> bool:
+        """Whether the last epoch is done, or the one to stop after, or patience is; says how to go on."""
+        config = self.config
+        for reached, more in (
+            (self.epoch >= config.epochs, "--epochs="),
+            (self.epochs_since_best > config.train_patience, "--train_patience="),
+            (0 < config.stop_after_epoch <= self.epoch, ""),
+        ):
+            if reached:
+                print(f"[*] {self.epoch} epochs done, best validation accuracy {self.best_valid_acc:.3f}%. To go on: "
+                      f"--resume=True {more}")  # fmt: skip
+                return True
+        return False
 
     def train_one_epoch(self) -> Metrics:
-        """One pass over the training images."""
+        """One pass over the training images, or what is left of it."""
+        config = self.config
         self.model.train()
         self.train_loader.set_epoch(self.epoch)
-        meter = AverageMeter()
-        title = f"Epoch {self.epoch + 1}/{self.config.epochs}"
-        with tqdm(total=self.train_loader.num_images, desc=title, unit="img", leave=False, disable=None) as bar:
-            for step, batch in enumerate(self.train_loader):
-                generator = make_generator(Stream.ROLLOUT, self.config.random_seed, self.epoch, step, self.device)
+        title = f"Epoch {self.epoch + 1}/{config.epochs}"
+        unchecked = []  # losses since the last look at them
+        with tqdm(total=self.train_loader.num_images, initial=self.meter.weight, desc=title, unit="img", leave=False,
+                  disable=None) as bar:  # fmt: skip
+            for batch in self.train_loader.batches(self.step):
+                generator = make_generator(Stream.ROLLOUT, config.random_seed, self.epoch, self.step, self.device)
                 losses = self.train_step(batch, generator)
-                meter.update(torch.stack(losses), len(batch.labels))
+                self.step += 1
+                self.meter.update(torch.stack(losses), len(batch.labels))
+                unchecked.append(losses)
                 bar.update(len(batch.labels))
-                if step % self.config.print_freq == 0 and not bar.disable:
+                due = config.save_every_steps and self.step % config.save_every_steps == 0
+                if due or self.signal.received or self.step % config.print_freq == 0:
+                    self.check_finite(unchecked)
+                    unchecked = []
                     bar.set_postfix(loss=f"{losses.total:.3f}", acc=f"{100 * losses.reward:.1f}")
-        *losses, reward = meter.mean()
-        return Metrics(*losses, acc=100 * reward, correct=round(reward * meter.weight))
+                if due or self.signal.received:
+                    self.save_checkpoint()
+                if self.signal.received:
+                    raise Interrupted(self.signal.received, f"saved at step {self.step} of epoch {self.epoch + 1}")
+        self.check_finite(unchecked)
+        *losses, reward = self.meter.mean()
+        return Metrics(*losses, acc=100 * reward, correct=round(reward * self.meter.weight))
+
+    def check_finite(self, losses: list[Losses]):
+        """Stops at a loss of the latest steps that is infinite or not a number, before it can be saved.
+
+        Raises:
+            InputError: with the step, the term, and the checkpoint to go on with.
+        """
+        found = first_not_finite(losses) if losses else None
+        if found:
+            step, term, value = found
+            last = self.config.run_dir / "last.pt"
+            raise InputError(
+                f"the {term} loss is {value} at step {self.step - len(losses) + step + 1} of epoch {self.epoch + 1}: "
+                f"lower --init_lr= or set --clip_grad_norm=; "
+                + (f"{last} is from before it" if last.exists() else "nothing was saved yet")
+            )
 
     def train_step(self, batch: Batch, generator: torch.Generator) -> Losses:
         """One step of gradient descent; nothing here waits for the device."""
@@ -143,6 +195,8 @@ class Trainer:
         losses = batch_losses(batch.images, batch.labels, first_locations, noise)
         self.optimizer.zero_grad()
         losses.total.backward()
+        if self.config.clip_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm)
         self.optimizer.step()
         return losses
 
@@ -212,21 +266,14 @@ class Trainer:
             "valid_acc_per_epoch": [epoch["valid"]["acc"] for epoch in epochs],
             "config": asdict(self.config),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "trained_with": self.surroundings,
+            "trained_with": read_environment(self.config.run_dir),
         }
-        path = self.config.run_dir / "test.json"
         try:
-            write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
-        except OSError as error:  # a finished model may well lie where nobody can write
-            print(f"[!] {path} not written: {error.strerror}")
+            write_whole(self.config.run_dir / "test.json", (json.dumps(record, indent=2) + "\n").encode())
+        except InputError as error:  # a finished model may well lie where nobody can write
+            print(f"[!] {error}")
         print(f"[*] Test Acc: {metrics.correct}/{count} ({metrics.acc:.2f}% - {100 - metrics.acc:.2f}%)")
         return metrics
-
-    def step_schedule(self, valid: Metrics):
-        if self.config.lr_patience is None:
-            self.scheduler.step()
-        else:
-            self.scheduler.step(valid.acc)
 
     def report(self, writer, train: Metrics, valid: Metrics, pace: dict[str, float], is_best: bool):
         """Prints the epoch's line, logs it, and saves where the model looks."""
@@ -256,10 +303,12 @@ class Trainer:
         glimpses = Glimpses.of(rollout, self.valid_loader.denormalize(images), labels, self.spec.classes, self.config)
         save_glimpses(self.config.run_plots / f"glimpses_{self.epoch}.npz", glimpses)
 
-    def save_checkpoint(self, is_best: bool):
+    def save_checkpoint(self, is_best: bool = False):
         """Writes best.pt if this epoch is the best, then last.pt: cut off between the two, the epoch is done again."""
         checkpoint = {
             "epoch": self.epoch,
+            "step": self.step,
+            "meter": self.meter.state_dict(),
             "model_state": self.model.state_dict(),
             "optim_state": self.optimizer.state_dict(),
             "scheduler_state": self.scheduler.state_dict(),
@@ -269,7 +318,6 @@ class Trainer:
             "model_args": self.model_args,
             "data": self.spec._asdict(),
             "config": asdict(self.config),
-            "surroundings": self.surroundings,
         }
         save_checkpoint(checkpoint, *[self.config.run_dir / "best.pt"] * is_best, self.config.run_dir / "last.pt")
 
@@ -277,21 +325,24 @@ class Trainer:
         """Takes up a run where the checkpoint left it.
 
         Raises:
-            InputError: it was trained on other data than these.
+            InputError: it was trained on other data than these, or it contradicts itself.
         """
         path = self.config.checkpoint_path
         if checkpoint["data"] != self.spec._asdict():
             raise InputError(f"{path} was trained on other images than those of --data_dir={self.config.data_dir}")
-        load_weights(self.model, checkpoint, path)
         self.epoch = checkpoint["epoch"]
         self.best_valid_acc = checkpoint["best_valid_acc"]
         if not self.config.is_train:
-            self.surroundings = checkpoint["surroundings"]
             return
-        self.optimizer.load_state_dict(checkpoint["optim_state"])
-        self.scheduler.load_state_dict(checkpoint["scheduler_state"])
+        self.step = checkpoint["step"]
         self.epochs_since_best = checkpoint["epochs_since_best"]
-        restore_random_states(checkpoint["random_states"])
+        try:
+            self.meter.load_state_dict(checkpoint["meter"], self.device)
+            self.optimizer.load_state_dict(checkpoint["optim_state"])
+            self.scheduler.load_state_dict(checkpoint["scheduler_state"])
+            restore_random_states(checkpoint["random_states"])
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise InputError(f"{path} contradicts itself ({error}): restore it, or train anew") from error
         print(f"[*] Loaded {path}, after epoch {self.epoch}: best validation accuracy {self.best_valid_acc:.3f}%")
 
 
@@ -311,20 +362,3 @@ def model_args(config: Config, spec: DataSpec) -> dict:
         "num_glimpses": config.num_glimpses,
         "scan_radius": config.scan_radius,
     }
-
-
-def make_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=config.init_lr, momentum=config.momentum, fused=True)
-    return torch.optim.Adam(model.parameters(), lr=config.init_lr, betas=(config.momentum, 0.999), fused=True)
-
-
-def make_scheduler(
-    config: Config, optimizer: torch.optim.Optimizer
-) -> torch.optim.lr_scheduler.LambdaLR | torch.optim.lr_scheduler.ReduceLROnPlateau:
-    """A half cosine over config.epochs, or a tenfold cut where the validation accuracy stays on a plateau."""
-    if config.lr_patience is not None:
-        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", patience=config.lr_patience)
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda epoch: (1 + math.cos(math.pi * min(epoch / config.epochs, 1))) / 2
-    )

@@ -25,8 +25,9 @@ from canvas import WINDOW
 from config import TASKS, Config, InputError, parse_flags
 from data_loader import Canvas, get_train_valid_loader
 from datasets import Examples
+from runs import surroundings
 from trainer import Trainer
-from utils import Stream, make_generator, seed_everything, surroundings
+from utils import Stream, make_generator, seed_everything
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import plot_glimpses
 from config import InputError
 from modules import Retina
 from plot_glimpses import PlotConfig, patch_boxes
-from utils import Glimpses, load_glimpses, save_glimpses
+from runs import Glimpses, load_glimpses, save_glimpses
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from config import InputError, get_config
 from data_loader import DataSpec, get_test_loader, get_train_valid_loader
 from main import main
 from model import Rollout
+from runs import load_checkpoint
 from trainer import Trainer
-from utils import load_checkpoint
 
 LINE = (
     r"train loss: -?\d+\.\d{3} - train acc: [\d.]+ - val loss: -?[\d.]+ - val acc: [\d.]+ - val err: [\d.]+( \[\*\])?$"
@@ -45,7 +45,8 @@ def test_a_run_prints_the_originals_lines_and_leaves_its_files(run, capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if "train loss" in line]
     assert len(lines) == 2 and all(re.search(LINE, line) for line in lines)
     assert lines[0].endswith("[*]")
-    assert {path.name for path in config.run_dir.iterdir()} == {"last.pt", "best.pt", "params.json", "metrics.jsonl"}
+    assert {path.name for path in config.run_dir.iterdir()} == {
+        "last.pt", "best.pt", "params.json", "metrics.jsonl", "environment.json", "lock"}  # fmt: skip
     assert [line["epoch"] for line in metrics_of(config)] == [1, 2]
     assert {path.name for path in config.run_plots.iterdir()} == {"glimpses_1.npz", "glimpses_2.npz"}
     run("--is_train=False")
@@ -95,7 +96,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, recipe, monke
     for name in ("last.pt", "best.pt"):
         a, b = (load_checkpoint(config.run_dir / name) for config in (straight, resumed))
         for checkpoint in (a, b):
-            del checkpoint["config"], checkpoint["surroundings"]
+            del checkpoint["config"]
         assert_same(a, b)
 
 

@@ -1,0 +1,221 @@
+"""A run's folder: locked while it trains, its files written whole, its checkpoints opened without running anything.
+
+checkpoint = load_checkpoint("ckpt/ram_6_8x8_1/best.pt")
+"""
+
+import contextlib
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from config import Config, InputError, params_json
+
+FORMAT = 1  # of checkpoints; a newer one is refused
+CHECKPOINT_KEYS = {
+    "format": int,
+    "epoch": int,  # epochs done
+    "step": int,  # steps done of the epoch under way
+    "meter": dict,  # training metrics of those steps
+    "model_state": dict,
+    "optim_state": dict,
+    "scheduler_state": dict,
+    "best_valid_acc": float,
+    "epochs_since_best": int,
+    "random_states": list,
+    "model_args": dict,
+    "data": dict,
+    "config": dict,
+}
+
+
+@contextlib.contextmanager
+def open_run(config: Config) -> Iterator[None]:
+    """Makes the folder of a training, keeps its settings and surroundings there, and locks it until the training ends.
+
+    The operating system holds the lock: it does not outlive the process, however that dies.
+
+    Raises:
+        InputError: another process trains there; it holds another run, and neither resume nor overwrite is set; or it
+            cannot be written.
+    """
+    try:
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(config.run_dir / "lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"another process trains in {config.run_dir}: wait, or choose another --run_name=") from error
+    except OSError as error:
+        raise InputError(f"cannot write to {config.run_dir} ({error.strerror}): choose another --ckpt_dir=") from error
+    try:
+        if (config.run_dir / "last.pt").exists() and not (config.resume or config.overwrite):
+            raise InputError(
+                f"{config.run_dir} holds a run already: --resume=True goes on with it, --run_name=NAME trains beside "
+                f"it, --overwrite=True throws it away"
+            )
+        if config.overwrite and not config.resume:
+            for name in ("last.pt", "best.pt", "metrics.jsonl", "test.json"):
+                (config.run_dir / name).unlink(missing_ok=True)
+            for folder in (config.run_logs, config.run_plots):
+                shutil.rmtree(folder, ignore_errors=True)
+        if not config.resume:
+            write_whole(config.run_dir / "environment.json", (json.dumps(surroundings(), indent=2) + "\n").encode())
+        write_whole(config.run_dir / "params.json", params_json(config).encode())
+        yield
+    finally:
+        lock.release()
+
+
+def write_whole(path: Path, content: bytes):
+    """Writes a file that is either the old one or the new one, whole, whenever the process or the machine dies.
+
+    Raises:
+        InputError: the disk is full, or cannot be written; the old file stands.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        if os.name != "nt":  # the new name, too, must outlast a power cut; Windows opens no folders
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"cannot write {path} ({error.strerror or error}); what was saved before stands; then --resume=True"
+        ) from error
+
+
+def save_checkpoint(checkpoint: dict, *paths: Path):
+    """Writes the same checkpoint to each path, in this order."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **checkpoint}, buffer)
+    for path in paths:
+        write_whole(path, buffer.getvalue())
+
+
+def load_checkpoint(path: str | Path) -> dict:
+    """Reads a checkpoint onto the CPU, without running anything in it.
+
+    Raises:
+        InputError: there is none, or the file is not one of ours, whole.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a checkpoint: name a file in it")
+    if not path.exists():
+        raise InputError(f"no checkpoint at {path}: train first, or name the run with --run_name= and --ckpt_dir=")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch names no set of errors for bytes that are not a checkpoint
+        raise InputError(
+            f"{path} is damaged or not a checkpoint ({type(error).__name__}): restore it, use the run's other "
+            f"checkpoint (best.pt, last.pt), or train anew"
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("format"), int):
+        raise InputError(f"{path} is not a checkpoint of this project: it names no format")
+    if checkpoint["format"] > FORMAT:
+        raise InputError(
+            f"{path} has format {checkpoint['format']}, and this version reads up to {FORMAT}: use the newer version"
+        )
+    for key, kind in CHECKPOINT_KEYS.items():
+        if not isinstance(checkpoint.get(key), kind):
+            raise InputError(f"{path} is not a whole checkpoint: its {key} is not of type {kind.__name__}")
+    return checkpoint
+
+
+class Glimpses(NamedTuple):
+    """Where a model looked in N images, as plot_glimpses.py draws it."""
+
+    images: np.ndarray  # (N, C, H, W), from 0 to 1
+    labels: np.ndarray  # (N,)
+    predictions: np.ndarray  # (N,)
+    locations: np.ndarray  # (N, T, 2)
+    classes: np.ndarray  # (num_classes,), their names
+    patch_size: int
+    num_patches: int
+    glimpse_scale: int
+
+    @classmethod
+    def of(cls, rollout, images: Tensor, labels: Tensor, classes: list[str], config: Config) -> "Glimpses":
+        """From a `model.Rollout` of images (N, C, H, W) whose values run from 0 to 1."""
+        predictions = rollout.log_probs.argmax(dim=-1)
+        arrays = (tensor.numpy(force=True) for tensor in (images, labels, predictions, rollout.locations))
+        return cls(*arrays, np.array(classes), config.patch_size, config.num_patches, config.glimpse_scale)
+
+
+def save_glimpses(path: Path, glimpses: Glimpses):
+    buffer = io.BytesIO()
+    np.savez(buffer, **glimpses._asdict())
+    write_whole(path, buffer.getvalue())
+
+
+def load_glimpses(path: Path) -> Glimpses:
+    """Reads what `save_glimpses` wrote, without pickle.
+
+    Raises:
+        InputError: the file is missing, or is none of these.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Glimpses(**{name: arrays[name] for name in Glimpses._fields})
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} does not hold saved glimpses ({error}): train with --plot_freq=1") from error
+
+
+def surroundings() -> dict:
+    """What a recorded result depends on beside its settings: the command, versions and machine."""
+    names = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    processor = next((line.partition(": ")[2] for line in names if line.startswith("model name")), platform.processor())
+    commit = None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git, or not a checkout
+        asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        commit = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    return {
+        "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
+        "commit": commit,
+        "machine": f"{platform.system()} {platform.machine()}, {processor}, {torch.get_num_threads()} threads",
+    }
+
+
+def read_environment(run_dir: Path) -> dict:
+    """The surroundings that a run was begun in; empty where they are not to be had."""
+    try:
+        return json.loads((run_dir / "environment.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): restore it or remove it") from error
+
+
+def append_metrics(path: Path, metrics: dict):
+    """Adds an epoch's line to metrics.jsonl; lines from that epoch on, left by a run that was cut off, go first."""
+    kept = [line for line in read_metrics(path) if line["epoch"] < metrics["epoch"]]
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in [*kept, metrics]).encode())

@@ -1,0 +1,33 @@
+"""Runs commands of main.py in processes of their own without importing torch anew for each: a helper of the tests.
+
+Reads a line of JSON flags from stdin, forks, and answers with the child's process number; the child runs the command
+with its output in the file that the flags begin with. A line "wait PID" answers with that child's exit code.
+"""
+
+import functools
+import json
+import os
+import sys
+
+import sklearn.datasets
+import torch
+
+import data_loader  # noqa: F401
+import main
+import trainer  # noqa: F401
+
+torch.set_num_threads(1)
+sklearn.datasets.load_digits = functools.cache(sklearn.datasets.load_digits)
+sklearn.datasets.load_digits()
+for line in sys.stdin:
+    if line.startswith("wait "):
+        answer = os.waitstatus_to_exitcode(os.waitpid(int(line.split()[1]), 0)[1])
+    else:
+        log, *flags = json.loads(line)
+        answer = os.fork()
+        if answer == 0:
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            for stream in (1, 2):
+                os.dup2(output, stream)
+            os._exit(main.run(flags) if not sys.stdout.flush() else 1)
+    print(answer, flush=True)

@@ -1,0 +1,296 @@
+"""Nothing that was saved is lost: kills, signals, full disks, two at once."""
+
+import errno
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_trainer import assert_same, metrics_of
+
+import runs
+from config import InputError, get_config
+from main import run as run_command
+from runs import load_checkpoint, write_whole
+from trainer import Trainer
+from utils import Interrupted
+
+ROOT = Path(__file__).parents[1]
+
+
+class ForkServer:
+    """See fork_server.py."""
+
+    def __init__(self, log: Path):
+        self.log = log
+        self.process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("fork_server.py")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+
+    def ask(self, line: str) -> int:
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def start(self, *flags: str) -> int:
+        return self.ask(json.dumps([str(self.log), *flags]))
+
+    def wait(self, pid: int) -> int:
+        return self.ask(f"wait {pid}")
+
+    def wait_for(self, text: str):
+        """Until a command has printed this."""
+        while text not in (self.log.read_text() if self.log.exists() else ""):
+            time.sleep(0.005)
+
+
+@pytest.fixture
+def server(tmp_path):
+    server = ForkServer(tmp_path / "log")
+    yield server
+    server.process.kill()
+    server.process.wait()
+
+
+def saved(config) -> list[dict]:
+    """Both checkpoints without the settings, which name the folders."""
+    checkpoints = [load_checkpoint(config.run_dir / name) for name in ("last.pt", "best.pt")]
+    for checkpoint in checkpoints:
+        del checkpoint["config"]
+    return checkpoints
+
+
+def test_fifty_kills_lose_nothing(server, flags, run, tmp_path):
+    """SIGKILL at random moments: each time the run goes on, and it ends where an undisturbed one does, to the bit."""
+    more = ["--epochs=12", "--hidden_size=16", "--batch_size=32", "--save_every_steps=4", "--compile=False"]
+    straight = run(*more, "--run_name=straight")
+    config = get_config([*flags, *more, "--run_name=killed"])
+    moments, best, killed = random.Random(0), 0.0, 0
+    for kill in range(50):
+        server.log = tmp_path / f"log{kill}"
+        begun = (config.run_dir / "last.pt").exists()
+        pid = server.start(*flags, *more, "--run_name=killed", f"--resume={begun}")
+        if kill % 5:  # a fifth of the kills fall into the start
+            server.wait_for("Train on")
+        time.sleep(moments.uniform(0, 0.15))
+        os.kill(pid, signal.SIGKILL)
+        killed += server.wait(pid) == -signal.SIGKILL
+        for path in config.run_dir.glob("*.pt"):
+            checkpoint = load_checkpoint(path)
+            if path.name == "best.pt":
+                assert checkpoint["best_valid_acc"] >= best
+                best = checkpoint["best_valid_acc"]
+    assert killed > 40
+    assert server.wait(server.start(*flags, *more, "--run_name=killed", "--resume=True")) == 0, server.log.read_text()
+    assert_same(saved(straight), saved(config))
+    assert [line["epoch"] for line in metrics_of(config)] == list(range(1, 13))
+    assert not any("Traceback" in log.read_text() for log in tmp_path.glob("log*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_says_how_to_go_on_and_costs_nothing(server, flags, run, number):
+    more = ["--epochs=3", "--hidden_size=16", "--batch_size=16", "--compile=False"]
+    straight = run(*more, "--run_name=straight")
+    config = get_config([*flags, *more, "--run_name=stopped"])
+    pid = server.start(*flags, *more, "--run_name=stopped")
+    server.wait_for("Epoch 1/3")
+    time.sleep(0.03)
+    os.kill(pid, number)
+    assert server.wait(pid) == 128 + number
+    last = server.log.read_text().splitlines()[-1]
+    assert "--resume=True goes on there" in last and signal.Signals(number).name in last
+    stopped = load_checkpoint(config.run_dir / "last.pt")
+    assert (stopped["epoch"], stopped["step"]) >= (1, 1)
+    assert server.wait(server.start(*flags, *more, "--run_name=stopped", "--resume=True")) == 0
+    assert_same(saved(straight), saved(config))
+
+
+TASKS = {
+    "digits": [],
+    "canvas": ["--canvas_size=34", "--num_clutter=2"],
+    "sgd": ["--optimizer=sgd", "--init_lr=0.01", "--clip_grad_norm=1"],
+    "plateau": ["--lr_patience=0"],
+    "scales": ["--num_patches=2", "--glimpse_scale=2", "--locator_hidden=0", "--scan_radius=0"],
+}
+
+
+@pytest.mark.parametrize("more", TASKS.values(), ids=TASKS)
+def test_a_run_in_parts_equals_a_run_in_one(run, more, monkeypatch):
+    """Stopped after an epoch, then within one, then resumed: weights, optimizer, schedule and metrics to the bit."""
+    straight = run("--epochs=4", "--run_name=straight", *more)
+    parts = run("--epochs=4", "--run_name=parts", "--stop_after_epoch=1", *more)
+    assert len(metrics_of(parts)) == 1
+    train_step = Trainer.train_step
+
+    def step_and_signal(trainer, batch, generator):
+        if (trainer.epoch, trainer.step) == (2, 7):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(trainer, batch, generator)
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted, match="saved at step 8 of epoch 3"):
+        patched.setattr(Trainer, "train_step", step_and_signal)
+        run("--run_name=parts", "--resume=True", "--stop_after_epoch=0")
+    run("--run_name=parts", "--resume=True", "--stop_after_epoch=0")
+    assert_same(saved(straight), saved(parts))
+    for a, b in zip(metrics_of(straight), metrics_of(parts), strict=True):
+        assert_same([a["train"], a["valid"], a["lr"]], [b["train"], b["valid"], b["lr"]])
+
+
+def test_two_runs_of_one_seed_agree_to_the_bit_and_two_seeds_differ(run):
+    runs_ = [
+        run("--epochs=2", f"--run_name={name}", f"--random_seed={seed}")
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    checkpoints = [saved(config) for config in runs_]
+    assert_same(checkpoints[0], checkpoints[1])
+    assert checkpoints[0][0]["best_valid_acc"] != checkpoints[2][0]["best_valid_acc"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("nth", range(1, 9))
+def test_a_failing_write_leaves_the_old_file_and_says_so(run, flags, call, nth, monkeypatch, capsys):
+    """Every call of every write of a resumed epoch fails once, as on a full disk."""
+    config = run("--epochs=1", "--init_lr=1e-9")
+    before = contents(config.run_dir)
+    original, calls = getattr(os, call), []
+
+    def fail(*arguments):
+        calls.append(arguments)
+        if len(calls) == nth:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, fail)
+        code = run_command([*flags, "--resume=True", "--epochs=2"])
+    if len(calls) < nth:
+        assert code == 0
+        return
+    assert code == 1
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1 and "No space left on device" in message
+    assert not list(config.run_dir.glob("*.tmp"))
+    for path in config.run_dir.glob("*.pt"):
+        assert load_checkpoint(path)["epoch"] in (1, 2)
+    if call == "replace":
+        assert contents(config.run_dir)["best.pt"] == before["best.pt"]
+    assert run_command([*flags, "--resume=True", "--epochs=2"]) == 0
+    assert load_checkpoint(config.run_dir / "last.pt")["epoch"] == 2
+
+
+def test_a_file_too_large_for_the_disk_leaves_the_old_one(tmp_path):
+    """The kernel itself refuses the write, half way."""
+    path = tmp_path / "last.pt"
+    write_whole(path, b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        with pytest.raises(InputError, match=r"File too large.*what was saved before stands"):
+            write_whole(path, bytes(200_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert contents(tmp_path) == {"last.pt": b"old"}
+
+
+def test_a_folder_that_cannot_be_made_is_named(flags, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run_command([*flags, f"--ckpt_dir={tmp_path / 'file'}"]) == 1
+    assert "choose another --ckpt_dir=" in capsys.readouterr().err
+
+
+def test_a_second_process_on_one_run_is_refused_until_the_first_dies(server, flags, tmp_path):
+    more = ["--epochs=1000", "--run_name=shared", "--compile=False"]
+    first = server.start(*flags, *more)
+    folder = get_config([*flags, *more]).run_dir
+    while not (folder / "last.pt").exists():
+        time.sleep(0.02)
+    server.log = tmp_path / "second"
+    for second in (["--resume=True"], ["--overwrite=True"]):
+        assert server.wait(server.start(*flags, *more, *second)) == 1
+    assert server.log.read_text().count("another process trains in") == 2
+    os.kill(first, signal.SIGKILL)
+    server.wait(first)
+    resumed = server.start(*flags, "--run_name=shared", "--resume=True", "--epochs=1000", "--stop_after_epoch=1")
+    assert server.wait(resumed) == 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(run, flags, monkeypatch):
+    config = run("--epochs=1")
+    before = (config.run_dir / "last.pt").read_bytes()
+    train_step = Trainer.train_step
+
+    def poison(trainer, batch, generator):
+        if trainer.step == 6:
+            trainer.model.baseliner.expected_reward.bias.data.fill_(float("nan"))
+        return train_step(trainer, batch, generator)
+
+    monkeypatch.setattr(Trainer, "train_step", poison)
+    with pytest.raises(InputError, match=r"the baseline loss is nan at step 7 of epoch 2: .*last.pt is from before it"):
+        run("--resume=True", "--epochs=2")
+    assert (config.run_dir / "last.pt").read_bytes() == before
+
+
+def test_gradients_are_clipped(run, monkeypatch):
+    norms = []
+    step = torch.optim.Adam.step
+
+    def record(optimizer):
+        gradients = [p.grad.norm() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(torch.stack(gradients).norm().item())
+        return step(optimizer)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", record)
+    run("--epochs=1", "--clip_grad_norm=0.1")
+    assert 0.09 < max(norms) <= 0.1001
+
+
+class TestBadCheckpoints:
+    def test_a_newer_format_is_refused(self, run, flags, monkeypatch, capsys):
+        with monkeypatch.context() as patched:
+            patched.setattr(runs, "FORMAT", 99)
+            run("--epochs=1")
+        assert run_command([*flags, "--resume=True"]) == 1
+        assert "has format 99, and this version reads up to 1" in capsys.readouterr().err
+
+    def test_a_folder_in_its_place_is_named(self, run, flags, capsys):
+        config = run("--epochs=1")
+        (config.run_dir / "last.pt").unlink()
+        (config.run_dir / "last.pt").mkdir()
+        assert run_command([*flags, "--resume=True"]) == 1
+        assert "is a folder, not a checkpoint" in capsys.readouterr().err
+
+    def test_another_architecture_is_named(self, run, flags, capsys):
+        config = run("--epochs=1")
+        checkpoint = load_checkpoint(config.run_dir / "last.pt")
+        checkpoint["model_args"]["hidden_size"] = 40
+        torch.save(checkpoint, config.run_dir / "last.pt")
+        assert run_command([*flags, "--resume=True"]) == 1
+        assert "holds another model" in capsys.readouterr().err
+
+    def test_a_pickle_that_would_run_code_does_not(self, tmp_path):
+        class Bomb:
+            def __reduce__(self):
+                return os.system, (f"touch {tmp_path / 'ran'}",)
+
+        torch.save({"format": 1, "epoch": Bomb()}, tmp_path / "last.pt")
+        with pytest.raises(InputError, match="damaged or not a checkpoint"):
+            load_checkpoint(tmp_path / "last.pt")
+        assert not (tmp_path / "ran").exists()
+
+
+def test_the_environment_stands_beside_the_run(run):
+    config = run("--epochs=1")
+    environment = json.loads((config.run_dir / "environment.json").read_text())
+    assert environment["versions"]["torch"] == str(torch.__version__) and "commit" in environment
