@@ -42,10 +42,16 @@ def spec_of(checkpoint: dict, path: str | Path) -> DataSpec:
         InputError: something else.
     """
     spec = checkpoint["data"]
-    whole = spec.keys() == set(DataSpec._fields) and all(
-        isinstance(spec[name], kind) for name, kind in DataSpec.__annotations__.items() if isinstance(kind, type)
+    numbers = (int, float)
+    whole = (
+        spec.keys() == set(DataSpec._fields)
+        and all(isinstance(spec[name], int) and spec[name] > 0 for name in ("num_channels", "height", "width"))
+        and all(isinstance(spec[name], list) for name in ("classes", "mean", "std"))
+        and all(isinstance(name, str) for name in spec["classes"])
+        and all(isinstance(number, numbers) for number in [*spec["mean"], *spec["std"]])
+        and len(spec["mean"]) == len(spec["std"]) == spec["num_channels"]
     )
-    if not whole or not len(spec["mean"]) == len(spec["std"]) == spec["num_channels"]:
+    if not whole:
         raise InputError(f"{path} does not say what data it was trained on: restore it, or train anew")
     return DataSpec(**spec)
 

@@ -1,7 +1,9 @@
 """How the weights are stepped: the optimizer, and the learning rate from epoch to epoch."""
 
+import copy
 import math
 
+import torch
 from torch import nn, optim
 from torch.optim import lr_scheduler
 
@@ -30,3 +32,44 @@ def step_scheduler(scheduler: Scheduler, valid_acc: float):
         scheduler.step(valid_acc)
     else:
         scheduler.step()
+
+
+def load_states(config: Config, model: nn.Module, optimizer: optim.Optimizer, scheduler: Scheduler, checkpoint: dict):
+    """Takes optimizer and scheduler to where a checkpoint left them.
+
+    Raises:
+        ValueError: it does not hold the states of these.
+    """
+    # What the states must look like is seen on a model of the same sizes after a step of its own.
+    twin = copy.deepcopy(model)
+    for parameter in twin.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    reference = make_optimizer(config, twin)
+    schedule = make_scheduler(config, reference).state_dict()
+    reference.step()
+    check_form(checkpoint["optim_state"], reference.state_dict(), "optim_state")
+    check_form(checkpoint["scheduler_state"], schedule, "scheduler_state")
+    for group, own in zip(checkpoint["optim_state"]["param_groups"], reference.param_groups, strict=True):
+        changed = [name for name in group if name not in ("lr", "params") and group[name] != own[name]]
+        if changed:
+            raise ValueError(f"its optimizer was made with another {changed[0]}")
+    optimizer.load_state_dict(checkpoint["optim_state"])
+    scheduler.load_state_dict(checkpoint["scheduler_state"])
+
+
+def check_form(value, like, name: str):
+    """Raises ValueError unless two nested values agree in types, keys, lengths and shapes."""
+    if type(value) is not type(like):
+        raise ValueError(f"its {name} is of type {type(value).__name__}, not {type(like).__name__}")
+    if isinstance(like, dict):
+        if value.keys() != like.keys():
+            raise ValueError(f"its {name} has the entries {sorted(value, key=str)}, not {sorted(like, key=str)}")
+        for key in like:
+            check_form(value[key], like[key], f"{name}.{key}")
+    elif isinstance(like, list | tuple):
+        if len(value) != len(like):
+            raise ValueError(f"its {name} has {len(value)} entries, not {len(like)}")
+        for i, pair in enumerate(zip(value, like, strict=True)):
+            check_form(*pair, f"{name}.{i}")
+    elif isinstance(like, torch.Tensor) and value.shape != like.shape:
+        raise ValueError(f"its {name} has shape {tuple(value.shape)}, not {tuple(like.shape)}")

@@ -126,6 +126,9 @@ def load_checkpoint(path: str | Path) -> dict:
     if not path.exists():
         raise InputError(f"no checkpoint at {path}: train first, or name the run with --run_name= and --ckpt_dir=")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():  # torch reads a flipped bit as readily as any other
+                raise ValueError("checksum")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch names no set of errors for bytes that are not a checkpoint
         raise InputError(

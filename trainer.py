@@ -17,7 +17,7 @@ from tqdm import tqdm
 from config import Config, InputError
 from data_loader import Batch, DataSpec, Loader, save_samples
 from model import Losses, RecurrentAttention, draw_first_locations, first_not_finite, hybrid_loss
-from optim import make_optimizer, make_scheduler, step_scheduler
+from optim import load_states, make_optimizer, make_scheduler, step_scheduler
 from runs import (
     Glimpses,
     append_metrics,
@@ -337,12 +337,14 @@ class Trainer:
         self.step = checkpoint["step"]
         self.epochs_since_best = checkpoint["epochs_since_best"]
         try:
-            self.meter.load_state_dict(checkpoint["meter"], self.device)
-            self.optimizer.load_state_dict(checkpoint["optim_state"])
-            self.scheduler.load_state_dict(checkpoint["scheduler_state"])
+            if min(self.epoch, self.step, self.epochs_since_best) < 0:
+                raise ValueError("it counts below 0")
+            self.meter.load_state_dict(checkpoint["meter"], len(Losses._fields), self.device)
+            load_states(self.config, self.model, self.optimizer, self.scheduler, checkpoint)
             restore_random_states(checkpoint["random_states"])
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise InputError(f"{path} contradicts itself ({error}): restore it, or train anew") from error
+            reason = " ".join(str(error).split())
+            raise InputError(f"{path} is not a whole checkpoint ({reason}): restore it, or train anew") from error
         print(f"[*] Loaded {path}, after epoch {self.epoch}: best validation accuracy {self.best_valid_acc:.3f}%")
 
 

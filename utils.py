@@ -66,10 +66,13 @@ class AverageMeter:
     def state_dict(self) -> dict:
         return {"total": self.total, "weight": self.weight}
 
-    def load_state_dict(self, state: dict, device: torch.device):
+    def load_state_dict(self, state: dict, size: int, device: torch.device):
+        """Raises ValueError unless the state is that of a meter of `size` values."""
         self.total, self.weight = state["total"], state["weight"]
-        if isinstance(self.total, Tensor):
+        if isinstance(self.total, Tensor) and self.total.shape == (size,) and isinstance(self.weight, int):
             self.total = self.total.to(device)
+        elif (self.total, self.weight) != (0.0, 0):
+            raise ValueError("its meter is not one")
 
 
 class Interrupted(KeyboardInterrupt):
