@@ -22,3 +22,10 @@ def test_files_and_flags_it_names_exist():
     flags = set(re.findall(r"--([a-zA-Z_]+)=", README))
     elsewhere = {"plot_dir", "epoch", "checkpoint", "out"}  # plot_glimpses.py
     assert flags <= {field.name for field in dataclasses.fields(Config)} | elsewhere
+
+
+def test_the_tests_it_names_exist():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", README))
+    assert len(named) > 10
+    assert all(f"def {name}(" in tests for name in named)
