@@ -181,7 +181,7 @@ def log_normal(values: Tensor, means: Tensor, std: float) -> Tensor:
 
 
 def hybrid_loss(rollout: Rollout, labels: Tensor, *, reinforce_weight: float) -> Losses:
-    """Cross-entropy for what, REINFORCE for where, squared error for the baseline (section 3.2, equation 2).
+    """Cross-entropy for what, REINFORCE for where, squared error for the baseline (section 3.2).
 
     Args:
         rollout: of B images.
