@@ -27,7 +27,7 @@ WIDE_RETINA = {"patch_size": 12, "num_patches": 3, "glimpse_scale": 2, "num_glim
 TASKS: dict[str, dict] = {
     "mnist": {},
     "fashion": {"dataset": "fashion"},
-    "digits": {"dataset": "digits", "batch_size": 32, "epochs": 150},
+    "digits": {"dataset": "digits", "batch_size": 64, "init_lr": 2e-3, "epochs": 120, "plot_freq": 10},
     "translated60": {**WIDE_RETINA, "canvas_size": 60},
     "cluttered60": {**WIDE_RETINA, "canvas_size": 60, "num_clutter": 4},
     "cluttered100": {**WIDE_RETINA, "canvas_size": 100, "num_clutter": 8, "num_patches": 4},
