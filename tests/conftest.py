@@ -31,7 +31,8 @@ def mnist_dir() -> Path:
 def flags(tmp_path) -> list[str]:
     """Flags of a training of a second or two that leaves everything below tmp_path."""
     folders = [f"--{name}={tmp_path / name}" for name in ("ckpt_dir", "logs_dir", "plot_dir")]
-    return ["--task=digits", "--hidden_size=32", "--num_glimpses=3", "--batch_size=64", "--use_gpu=False", *folders]
+    small = ["--task=digits", "--hidden_size=32", "--num_glimpses=3"]
+    return [*small, "--plot_freq=1", "--use_gpu=False", *folders]
 
 
 @pytest.fixture
