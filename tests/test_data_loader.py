@@ -125,6 +125,16 @@ def test_a_damaged_file_is_named(small_mnist, name, damage):
         read_examples(Config(data_dir=str(small_mnist)), train=True)
 
 
+def test_a_gz_that_is_none_is_no_data_set(small_mnist, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])  # nobody answers there
+    raw = small_mnist / "MNIST" / "raw"
+    (raw / "train-images-idx3-ubyte").unlink()
+    (raw / "train-images-idx3-ubyte.gz").write_bytes(b"not gz")
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte not found") as error:
+        read_examples(Config(data_dir=str(small_mnist)), train=True)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("labels", [np.arange(39) % 10, np.full(40, 11)], ids=["too few", "out of range"])
 def test_labels_that_do_not_fit_are_refused(small_mnist, labels):
     write_idx(small_mnist / "MNIST" / "raw" / "train-labels-idx1-ubyte", labels)

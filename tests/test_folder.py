@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_trainer import assert_same
 
 import datasets
 import plot_glimpses
@@ -16,6 +17,7 @@ from data_loader import get_test_loader, get_train_valid_loader
 from datasets import Examples, ImageFiles, read_examples
 from main import main
 from plot_glimpses import PlotConfig
+from runs import load_checkpoint
 from trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -97,6 +99,28 @@ def test_a_streamed_set_trains(folder, tmp_path, monkeypatch):
     config = config_of(folder, epochs=1, **{name: str(tmp_path / name) for name in ("ckpt_dir", "plot_dir")})
     Trainer(config, get_train_valid_loader(config, CPU), CPU).train()
     assert (config.run_dir / "best.pt").exists()
+
+
+@pytest.mark.parametrize("in_memory", [2**31, 1000], ids=["in memory", "streamed"])
+def test_a_run_in_parts_equals_a_run_in_one(folder, tmp_path, monkeypatch, in_memory):
+    monkeypatch.setattr(datasets, "IN_MEMORY", in_memory)
+    flags = ["--task=folder", f"--data_dir={folder}", "--num_workers=0", "--epochs=2", "--batch_size=24",
+             f"--ckpt_dir={tmp_path / 'ckpt'}", f"--plot_dir={tmp_path / 'plots'}", "--save_every_steps=4"]  # fmt: skip
+    train_step = Trainer.train_step
+
+    def step_and_die(trainer, batch, generator):
+        if (trainer.epoch, trainer.step) == (1, 6):  # after the saving at step 4
+            raise KeyboardInterrupt
+        return train_step(trainer, batch, generator)
+
+    main(get_config([*flags, "--run_name=straight"]))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Trainer, "train_step", step_and_die)
+        main(get_config([*flags, "--run_name=parts"]))
+    main(get_config([*flags, "--run_name=parts", "--resume=True"]))
+    straight, parts = (load_checkpoint(tmp_path / "ckpt" / name / "last.pt") for name in ("straight", "parts"))
+    for key in ("model_state", "optim_state", "best_valid_acc", "epoch"):
+        assert_same(straight[key], parts[key])
 
 
 def test_images_are_resized_on_request(folder):

@@ -190,6 +190,21 @@ def test_a_failing_write_leaves_the_old_file_and_says_so(run, flags, call, nth, 
     assert load_checkpoint(config.run_dir / "last.pt")["epoch"] == 2
 
 
+def test_a_folder_that_turned_read_only_leaves_the_files_and_says_so(run, flags, monkeypatch, capsys):
+    config = run("--epochs=1")
+    before = contents(config.run_dir)
+
+    def refuse(path, mode="r"):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "open", refuse, raising=False)
+        assert run_command([*flags, "--resume=True", "--epochs=2"]) == 1
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1 and "Read-only file system" in message
+    assert contents(config.run_dir) == before
+
+
 def test_a_file_too_large_for_the_disk_leaves_the_old_one(tmp_path):
     """The kernel itself refuses the write, half way."""
     path = tmp_path / "last.pt"

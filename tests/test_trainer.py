@@ -189,6 +189,19 @@ def test_tensorboard_holds_every_term(run):
     assert [event.step for event in events.Scalars("acc/valid")] == [1, 2]
 
 
+def test_tensorboard_curves_do_not_overlap_after_a_resume(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = run("--epochs=2", "--use_tensorboard=True")
+    after_two = (config.run_dir / "last.pt").read_bytes()
+    run("--resume=True", "--epochs=4")
+    (config.run_dir / "last.pt").write_bytes(after_two)  # as if the process had been killed before it saved epoch 3
+    run("--resume=True", "--epochs=4")
+    events = EventAccumulator(str(config.run_logs)).Reload()
+    assert [event.step for event in events.Scalars("acc/valid")] == [1, 2, 3, 4]
+    assert [line["epoch"] for line in metrics_of(config)] == [1, 2, 3, 4]
+
+
 def test_show_sample_saves_a_picture(run):
     from PIL import Image
 
