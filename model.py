@@ -199,10 +199,13 @@ def hybrid_loss(rollout: Rollout, labels: Tensor, *, reinforce_weight: float) ->
     return Losses(total, action, baseline, reinforce, reward.mean())
 
 
-def first_not_finite(losses: list[Losses]) -> tuple[int, str, float] | None:
-    """The first step, counted from 0, with a term that is infinite or not a number: (step, term, value); or None."""
-    values = torch.stack([torch.stack(terms) for terms in losses])  # (steps, terms), read from the device at once
-    for step, terms in enumerate(values.tolist()):
+def first_not_finite(losses: Tensor) -> tuple[int, str, float] | None:
+    """The first step with a term that is infinite or not a number, as (step, term, value); None where all are finite.
+
+    Args:
+        losses: (steps, terms), `Losses` of successive steps; read from the device at once.
+    """
+    for step, terms in enumerate(losses.tolist()):
         for name, value in zip(Losses._fields[1:], terms[1:], strict=True):  # the total is finite if they are
             if not math.isfinite(value):
                 return step, name, value

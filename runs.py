@@ -102,7 +102,8 @@ def write_whole(path: Path, content: bytes):
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise InputError(
-            f"cannot write {path} ({error.strerror or error}); what was saved before stands; then --resume=True"
+            f"cannot write {path} ({error.strerror or error}): mend that, then go on with --resume=True; "
+            f"what was saved before stands"
         ) from error
 
 

@@ -61,7 +61,7 @@ class Trainer:
         config: the run's settings.
         data_loader: (train, validation) loaders to train with, or the test loader.
         device: where the model is to be.
-        checkpoint: from `utils.load_checkpoint`, to go on with or to test; None begins a new run.
+        checkpoint: from `runs.load_checkpoint`, to go on with or to test; None begins a new run.
     Raises:
         InputError: the checkpoint contradicts the settings or the data.
     """
@@ -114,8 +114,9 @@ class Trainer:
             self.compiled_losses = self.compile_losses()
             while not self.finished():
                 began, lr = time.perf_counter(), self.optimizer.param_groups[0]["lr"]
+                images = self.train_loader.num_images - self.meter.weight  # fewer where an epoch is resumed
                 train = self.train_one_epoch()
-                images_per_second = self.train_loader.num_images / (time.perf_counter() - began)
+                images_per_second = images / (time.perf_counter() - began)
                 valid = self.evaluate(self.valid_loader)
                 pace = {"lr": lr, "images_per_second": images_per_second, "seconds": time.perf_counter() - began}
                 self.epoch, self.step, self.meter = self.epoch + 1, 0, AverageMeter()
@@ -153,8 +154,8 @@ class Trainer:
                 generator = make_generator(Stream.ROLLOUT, config.random_seed, self.epoch, self.step, self.device)
                 losses = self.train_step(batch, generator)
                 self.step += 1
-                self.meter.update(torch.stack(losses), len(batch.labels))
-                unchecked.append(losses)
+                unchecked.append(torch.stack(losses).detach())
+                self.meter.update(unchecked[-1], len(batch.labels))
                 bar.update(len(batch.labels))
                 due = config.save_every_steps and self.step % config.save_every_steps == 0
                 if due or self.signal.received or self.step % config.print_freq == 0:
@@ -169,13 +170,13 @@ class Trainer:
         *losses, reward = self.meter.mean()
         return Metrics(*losses, acc=100 * reward, correct=round(reward * self.meter.weight))
 
-    def check_finite(self, losses: list[Losses]):
-        """Stops at a loss of the latest steps that is infinite or not a number, before it can be saved.
+    def check_finite(self, losses: list[Tensor]):
+        """Stops at a loss of the latest steps, (terms,) each, that is infinite or not a number, before it is saved.
 
         Raises:
             InputError: with the step, the term, and the checkpoint to go on with.
         """
-        found = first_not_finite(losses) if losses else None
+        found = first_not_finite(torch.stack(losses)) if losses else None
         if found:
             step, term, value = found
             last = self.config.run_dir / "last.pt"
