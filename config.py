@@ -212,10 +212,11 @@ def _fits(value, kind) -> bool:
 
 
 # What one call says about itself; a run's saved settings never stand in for it.
-PER_CALL = ("is_train", "resume", "overwrite", "best", "show_sample", "ckpt_dir", "logs_dir", "plot_dir", "run_name")
+PER_CALL = ("is_train", "resume", "overwrite", "best", "show_sample", "ckpt_dir", "logs_dir", "plot_dir", "run_name",
+            "stop_after_epoch")  # fmt: skip
 # What may differ from the run that is resumed or tested.
 FREE = (*PER_CALL, "M", "num_workers", "data_dir", "use_gpu", "use_tensorboard", "print_freq", "plot_freq")
-FREE_ON_RESUME = (*FREE, "epochs", "train_patience", "stop_after_epoch", "save_every_steps")
+FREE_ON_RESUME = (*FREE, "epochs", "train_patience", "save_every_steps")
 FREE_ON_TEST = (*FREE, "batch_size")
 
 
@@ -232,9 +233,9 @@ def get_config(argv: list[str] | None = None) -> Config:
         SystemExit: after --help, or a flag that does not exist or does not parse (tyro prints why).
     """
     task_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    task_parser.add_argument("--task", choices=TASKS, default="mnist")
+    task_parser.add_argument("--task", nargs="?", default="mnist", const="mnist")
     task = task_parser.parse_known_args(argv)[0].task
-    config = parse_flags(Config, argv, Config(task=task, **TASKS[task]), prog="main.py")
+    config = parse_flags(Config, argv, Config(task=task, **TASKS.get(task, {})), prog="main.py")
     if config.is_train and not config.resume:
         return config
 

@@ -88,7 +88,8 @@ def test_run_names_are_the_original_ones():
     [("patch_size", 0), ("glimpse_scale", 0), ("num_patches", -1), ("num_glimpses", 0), ("M", 0), ("std", 0.0),
      ("std", float("nan")), ("std", float("inf")), ("valid_size", 0.0), ("valid_size", 1.0), ("momentum", 1.0),
      ("init_lr", -1e-3), ("reinforce_weight", -0.1), ("lr_patience", -1), ("train_patience", -1), ("epochs", 0),
-     ("random_seed", -1), ("run_name", "a/b"), ("run_name", "..")],
+     ("random_seed", -1), ("task", "imagenet"), ("epochs", 2.5), ("resume", 1), ("run_name", "a/b"),
+     ("run_name", "..")],
 )  # fmt: skip
 def test_a_value_that_is_not_allowed_is_named(field, value):
     with pytest.raises(InputError, match=rf"{field}={re.escape(str(value))} is not allowed: it must be"):
@@ -102,12 +103,17 @@ def test_a_typo_is_an_error_with_a_suggestion(capsys):
     assert "--patch_size" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flag", ["--patch_size=8.5", "--std=wide", "--resume=yes", "--task=imagenet", "--epochs="])
+@pytest.mark.parametrize("flag", ["--patch_size=8.5", "--std=wide", "--resume=yes", "--task", "--epochs="])
 def test_a_value_that_does_not_parse_is_an_error(flag, capsys):
     with pytest.raises(SystemExit) as stop:
         get_config([flag])
     assert stop.value.code != 0
     assert flag.split("=")[0] in capsys.readouterr().err
+
+
+def test_a_task_that_does_not_exist_names_those_that_do():
+    with pytest.raises(InputError, match=r"task=imagenet is not allowed: it must be one of \['mnist', .*'folder'\]$"):
+        get_config(["--task=imagenet"])
 
 
 def test_a_config_is_frozen():
