@@ -176,6 +176,12 @@ class Config:
         if not fulfilled:
             raise InputError(f"{name}={getattr(self, name)} is not allowed: it must be {allowed}")
 
+    def model_args(self, num_channels: int, num_classes: int) -> dict:
+        """What `RecurrentAttention` is built with, for data of so many channels and classes; a checkpoint keeps it."""
+        own = ("patch_size", "num_patches", "glimpse_scale", "loc_hidden", "glimpse_hidden", "hidden_size", "std",
+               "locator_hidden", "num_glimpses", "scan_radius")  # fmt: skip
+        return {"num_channels": num_channels, "num_classes": num_classes, **{name: getattr(self, name) for name in own}}
+
     @property
     def name(self) -> str:
         """The run's name: the original project's, with the task before it where that is not mnist."""

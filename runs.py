@@ -13,6 +13,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,6 +149,13 @@ def load_checkpoint(path: str | Path) -> dict:
     return checkpoint
 
 
+def check_latest(path: Path, epoch: int, step: int):
+    """Raises InputError if the checkpoint at path is no longer the one of this epoch and step."""
+    latest = load_checkpoint(path)
+    if (latest["epoch"], latest["step"]) != (epoch, step):
+        raise InputError(f"another process has trained on from {path} meanwhile: call again, to go on from there")
+
+
 class Glimpses(NamedTuple):
     """Where a model looked in N images, as plot_glimpses.py draws it."""
 
@@ -217,6 +225,23 @@ def read_metrics(path: Path) -> list[dict]:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): restore it or remove it") from error
+
+
+def record_test(config: Config, test: dict, best_valid_acc: float):
+    """Writes test.json: what a test found, with all that it depends on. Where it cannot be written, says so."""
+    epochs = read_metrics(config.run_dir / "metrics.jsonl")
+    record = {
+        "test": test,
+        "best_valid_acc": best_valid_acc,
+        "seconds": sum(epoch["seconds"] for epoch in epochs),
+        "valid_acc_per_epoch": [epoch["valid"]["acc"] for epoch in epochs],
+        "config": asdict(config),
+        "trained_with": read_environment(config.run_dir),
+    }
+    try:
+        write_whole(config.run_dir / "test.json", (json.dumps(record, indent=2) + "\n").encode())
+    except InputError as error:  # a finished model may well lie where nobody can write
+        print(f"[!] {error}")
 
 
 def append_metrics(path: Path, metrics: dict):

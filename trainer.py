@@ -4,7 +4,6 @@ trainer = Trainer(config, (train_loader, valid_loader), torch.device("cpu"))
 trainer.train()
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,18 +14,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import Config, InputError
-from data_loader import Batch, DataSpec, Loader, save_samples
+from data_loader import Batch, Loader, save_samples
 from model import Losses, RecurrentAttention, draw_first_locations, first_not_finite, hybrid_loss
 from optim import load_states, make_optimizer, make_scheduler, step_scheduler
 from runs import (
     Glimpses,
     append_metrics,
+    check_latest,
     open_run,
-    read_environment,
-    read_metrics,
+    record_test,
     save_checkpoint,
     save_glimpses,
-    write_whole,
 )
 from utils import (
     AverageMeter,
@@ -85,7 +83,7 @@ class Trainer:
             self.model_args = checkpoint["model_args"]
             self.model = RecurrentAttention.of(checkpoint, config.checkpoint_path).to(device)
         else:
-            self.model_args = model_args(config, self.spec)
+            self.model_args = config.model_args(self.spec.num_channels, len(self.spec.classes))
             self.model = RecurrentAttention(**self.model_args).to(device)
         self.optimizer = make_optimizer(config, self.model)
         self.scheduler = make_scheduler(config, self.optimizer)
@@ -107,6 +105,8 @@ class Trainer:
         """
         config = self.config
         with open_run(config), make_writer(config, self.epoch) as writer, StopSignal() as self.signal:
+            if config.resume:  # the checkpoint was read before the run was locked
+                check_latest(config.checkpoint_path, self.epoch, self.step)
             counts = self.train_loader.num_images, self.valid_loader.num_images
             print("[*] Train on {} samples, validate on {} samples".format(*counts))
             if config.show_sample:
@@ -259,20 +259,8 @@ class Trainer:
         """Prints and returns the test set's metrics, and records the run in test.json beside its checkpoints."""
         metrics = self.evaluate(self.test_loader)
         count = self.test_loader.num_images
-        epochs = read_metrics(self.config.run_dir / "metrics.jsonl")
-        record = {
-            "test": {**metrics._asdict(), "images": count, "M": self.config.M, "epoch": self.epoch},
-            "best_valid_acc": self.best_valid_acc,
-            "seconds": sum(epoch["seconds"] for epoch in epochs),
-            "valid_acc_per_epoch": [epoch["valid"]["acc"] for epoch in epochs],
-            "config": asdict(self.config),
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "trained_with": read_environment(self.config.run_dir),
-        }
-        try:
-            write_whole(self.config.run_dir / "test.json", (json.dumps(record, indent=2) + "\n").encode())
-        except InputError as error:  # a finished model may well lie where nobody can write
-            print(f"[!] {error}")
+        record = {**metrics._asdict(), "images": count, "M": self.config.M, "epoch": self.epoch}
+        record_test(self.config, record, self.best_valid_acc)
         print(f"[*] Test Acc: {metrics.correct}/{count} ({metrics.acc:.2f}% - {100 - metrics.acc:.2f}%)")
         return metrics
 
@@ -347,21 +335,3 @@ class Trainer:
             reason = " ".join(str(error).split())
             raise InputError(f"{path} is not a whole checkpoint ({reason}): restore it, or train anew") from error
         print(f"[*] Loaded {path}, after epoch {self.epoch}: best validation accuracy {self.best_valid_acc:.3f}%")
-
-
-def model_args(config: Config, spec: DataSpec) -> dict:
-    """What `RecurrentAttention` is built with; a checkpoint keeps it."""
-    return {
-        "patch_size": config.patch_size,
-        "num_patches": config.num_patches,
-        "glimpse_scale": config.glimpse_scale,
-        "num_channels": spec.num_channels,
-        "loc_hidden": config.loc_hidden,
-        "glimpse_hidden": config.glimpse_hidden,
-        "hidden_size": config.hidden_size,
-        "std": config.std,
-        "num_classes": len(spec.classes),
-        "locator_hidden": config.locator_hidden,
-        "num_glimpses": config.num_glimpses,
-        "scan_radius": config.scan_radius,
-    }

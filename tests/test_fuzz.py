@@ -70,7 +70,7 @@ def go_on(config: Config, path: Path):
     checkpoint = load_checkpoint(path)
     spec_of(checkpoint, path)
     RecurrentAttention.load(path)
-    resumed = dataclasses.replace(config, resume=True, epochs=2, ckpt_dir=str(path.parent), plot_freq=1000)
+    resumed = dataclasses.replace(config, resume=True, epochs=2, ckpt_dir=str(path.parents[1]), plot_freq=1000)
     Trainer(resumed, get_train_valid_loader(config, CPU), CPU, checkpoint).train()
 
 
@@ -83,7 +83,8 @@ def test_checkpoint_bytes(trained, tmp_path, patches, end, cut):
     for place, patch in patches:
         place %= len(content)
         content[place : place + len(patch)] = patch
-    path = tmp_path / "last.pt"
+    path = tmp_path / trained.name / "last.pt"
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(content[: end % len(content)] if cut else content)
     try:
         go_on(trained, path)
@@ -107,7 +108,8 @@ def test_checkpoint_contents(trained, tmp_path, data):
         del node[key]
     else:
         node[key] = data.draw(JSON)
-    path = tmp_path / "last.pt"
+    path = tmp_path / trained.name / "last.pt"
+    path.parent.mkdir(exist_ok=True)
     torch.save(checkpoint, path)
     try:
         go_on(trained, path)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,14 @@ from test_trainer import assert_same, metrics_of
 
 import runs
 from config import InputError, get_config
+from data_loader import get_train_valid_loader
 from main import run as run_command
 from runs import load_checkpoint, write_whole
 from trainer import Trainer
 from utils import Interrupted
 
 ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
 
 
 class ForkServer:
@@ -239,6 +242,17 @@ def test_a_second_process_on_one_run_is_refused_until_the_first_dies(server, fla
     server.wait(first)
     resumed = server.start(*flags, "--run_name=shared", "--resume=True", "--epochs=1000", "--stop_after_epoch=1")
     assert server.wait(resumed) == 0
+
+
+def test_a_run_that_went_on_while_this_process_started_is_not_set_back(run):
+    config = run("--epochs=1")
+    stale = load_checkpoint(config.run_dir / "last.pt")
+    config = run("--resume=True", "--epochs=2")
+    latest = (config.run_dir / "last.pt").read_bytes()
+    trainer = Trainer(replace(config, epochs=3), get_train_valid_loader(config, CPU), CPU, stale)
+    with pytest.raises(InputError, match="another process has trained on"):
+        trainer.train()
+    assert (config.run_dir / "last.pt").read_bytes() == latest
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(run, flags, monkeypatch):
