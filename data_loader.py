@@ -4,6 +4,7 @@ train_loader, valid_loader = get_train_valid_loader(get_config(["--task=digits"]
 for images, labels in train_loader: ...
 """
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from torch import Tensor
 from canvas import draw_canvases
 from config import Config, InputError
 from datasets import Examples, ImageFiles, decode, read_examples
+from runs import write_whole
 from utils import Stream, make_generator
 
 SAMPLE = 10_000  # images or canvases from which mean and standard deviation are taken, where they are not in memory
@@ -42,13 +44,12 @@ def spec_of(checkpoint: dict, path: str | Path) -> DataSpec:
         InputError: something else.
     """
     spec = checkpoint["data"]
-    numbers = (int, float)
     whole = (
         spec.keys() == set(DataSpec._fields)
         and all(isinstance(spec[name], int) and spec[name] > 0 for name in ("num_channels", "height", "width"))
         and all(isinstance(spec[name], list) for name in ("classes", "mean", "std"))
         and all(isinstance(name, str) for name in spec["classes"])
-        and all(isinstance(number, numbers) for number in [*spec["mean"], *spec["std"]])
+        and all(isinstance(number, float) for number in [*spec["mean"], *spec["std"]])
         and len(spec["mean"]) == len(spec["std"]) == spec["num_channels"]
     )
     if not whole:
@@ -242,6 +243,7 @@ def save_samples(loader: Loader, path: Path):
     from torchvision.utils import save_image
 
     images = next(iter(loader)).images[:64]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(loader.denormalize(images), path, nrow=8)
+    buffer = io.BytesIO()
+    save_image(loader.denormalize(images), buffer, format="png", nrow=8)
+    write_whole(path, buffer.getvalue())
     print(f"[*] Samples in {path}")

@@ -61,7 +61,10 @@ def main(config: PlotConfig) -> Path:
     path = Path(config.out) if config.out else source.with_suffix(".gif")
     if path.suffix == ".mp4" and not shutil.which("ffmpeg"):
         raise InputError(f"{path} needs ffmpeg, which is not installed: install it, or write a .gif")
-    animate(glimpses, config.num_images, config.fps, path)
+    try:
+        animate(glimpses, config.num_images, config.fps, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror or error}): choose another --out=") from error
     print(f"[*] Animation in {path}")
     return path
 
@@ -72,7 +75,7 @@ def find_glimpses(plot_dir: Path, epoch: int | None) -> Path:
     Raises:
         InputError: there is none.
     """
-    saved = {int(path.stem.rpartition("_")[2]): path for path in plot_dir.glob("glimpses_*.npz")}
+    saved = {int(path.stem.removeprefix("glimpses_")): path for path in plot_dir.glob("glimpses_[0-9]*.npz")}
     if not saved:
         raise InputError(f"no saved glimpses in {plot_dir}: train first, or name the run's folder with --plot_dir=")
     if epoch is not None and epoch not in saved:

@@ -99,6 +99,13 @@ def test_mp4_needs_ffmpeg_and_says_so(tmp_path, glimpses, monkeypatch):
     assert not (tmp_path / "a.mp4").exists()
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path, glimpses):
+    save_glimpses(tmp_path / "glimpses_1.npz", glimpses)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write .*choose another --out="):
+        plot_glimpses.main(PlotConfig(plot_dir=str(tmp_path), out=str(tmp_path / "file" / "a.gif")))
+
+
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
 def test_mp4_is_written_where_ffmpeg_is(tmp_path, glimpses):
     plot_glimpses.animate(glimpses, 3, 2.0, tmp_path / "a.mp4")

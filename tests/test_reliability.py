@@ -157,6 +157,20 @@ def test_two_runs_of_one_seed_agree_to_the_bit_and_two_seeds_differ(run):
     assert checkpoints[0][0]["best_valid_acc"] != checkpoints[2][0]["best_valid_acc"]
 
 
+def test_whatever_else_draws_random_numbers_changes_nothing(run, monkeypatch):
+    """Order, first locations and noise come from generators of their own, not from torch's global one."""
+    alone = run("--epochs=2", "--run_name=alone")
+    train_step = Trainer.train_step
+
+    def draw_and_step(trainer, batch, generator):
+        torch.rand(7)
+        return train_step(trainer, batch, generator)
+
+    monkeypatch.setattr(Trainer, "train_step", draw_and_step)
+    disturbed = run("--epochs=2", "--run_name=disturbed")
+    assert_same(saved(alone)[0]["model_state"], saved(disturbed)[0]["model_state"])
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
