@@ -11,6 +11,7 @@ from torch import Tensor, optim
 
 from config import Config
 from data_loader import DataSpec
+from distributed import ALONE, World
 from model import Losses, RecurrentAttention, hybrid_loss
 
 COMPILING_PAYS_AFTER = 10_000  # steps
@@ -23,27 +24,31 @@ class TrainingStep:
         config: its batch_size, reinforce_weight, clip_grad_norm and compile count.
         model: whose weights are moved.
         optimizer: of these weights.
+        world: the processes that average their gradients.
     """
 
-    def __init__(self, config: Config, model: RecurrentAttention, optimizer: optim.Optimizer):
+    def __init__(self, config: Config, model: RecurrentAttention, optimizer: optim.Optimizer, world: World = ALONE):
         self.config = config
-        self.model = model
+        self.model = world.parallel(model)
         self.optimizer = optimizer
         self.full_batch_losses: Callable[..., Losses] = self.losses
 
-    def __call__(self, images: Tensor, labels: Tensor, first_locations: Tensor, noise: Tensor) -> Losses:
-        """The losses before the step.
+    def __call__(
+        self, images: Tensor, labels: Tensor, first_locations: Tensor, noise: Tensor, weight: float = 1.0
+    ) -> Losses:
+        """The losses of these images, before the step.
 
         Args:
             images: (B, C, H, W), normalised.
             labels: (B,).
             first_locations, noise: (B, 2) and (T - 1, B, 2), see `RecurrentAttention.forward`.
+            weight: of this process's gradient in the mean over the processes.
         """
         # An epoch's last, smaller batch is not worth a compilation of its own.
         batch_losses = self.full_batch_losses if len(labels) == self.config.batch_size else self.losses
         losses = batch_losses(images, labels, first_locations, noise)
         self.optimizer.zero_grad()
-        losses.total.backward()
+        (losses.total if weight == 1 else losses.total * weight).backward()
         if self.config.clip_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm)
         self.optimizer.step()
