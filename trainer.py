@@ -5,9 +5,7 @@ trainer.train()
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +13,8 @@ from tqdm import tqdm
 
 from config import Config, InputError
 from data_loader import Batch, Loader, save_samples
-from model import Losses, RecurrentAttention, draw_first_locations, first_not_finite, hybrid_loss
+from evaluation import Metrics, evaluate, evaluation_starts
+from model import Losses, RecurrentAttention, draw_first_locations, first_not_finite
 from optim import load_states, make_optimizer, make_scheduler, step_scheduler
 from runs import (
     Glimpses,
@@ -26,6 +25,7 @@ from runs import (
     save_checkpoint,
     save_glimpses,
 )
+from step import TrainingStep
 from utils import (
     AverageMeter,
     Interrupted,
@@ -38,18 +38,6 @@ from utils import (
 )
 
 NUM_PLOTTED = 9  # validation images whose glimpses are kept for plot_glimpses.py
-COMPILING_PAYS_AFTER = 10_000  # steps
-
-
-class Metrics(NamedTuple):
-    """Means over a pass through a data set."""
-
-    loss: float  # the hybrid loss
-    loss_action: float
-    loss_baseline: float
-    loss_reinforce: float
-    acc: float  # %
-    correct: int  # images
 
 
 class Trainer:
@@ -87,7 +75,7 @@ class Trainer:
             self.model = RecurrentAttention(**self.model_args).to(device)
         self.optimizer = make_optimizer(config, self.model)
         self.scheduler = make_scheduler(config, self.optimizer)
-        self.compiled_losses = self.batch_losses
+        self.descend = TrainingStep(config, self.model, self.optimizer)
         self.epoch = 0  # epochs done
         self.step = 0  # steps done of the epoch under way
         self.meter = AverageMeter()  # training metrics of those steps
@@ -111,7 +99,7 @@ class Trainer:
             print("[*] Train on {} samples, validate on {} samples".format(*counts))
             if config.show_sample:
                 save_samples(self.train_loader, config.run_plots / "samples.png")
-            self.compiled_losses = self.compile_losses()
+            self.descend.compile(self.spec, steps=config.epochs * len(self.train_loader))
             while not self.finished():
                 began, lr = time.perf_counter(), self.optimizer.param_groups[0]["lr"]
                 images = self.train_loader.num_images - self.meter.weight  # fewer where an epoch is resumed
@@ -191,69 +179,10 @@ class Trainer:
         count = len(batch.labels)
         first_locations = draw_first_locations(count, self.device, generator)
         noise = self.model.draw_noise(count, self.device, generator)
-        # An epoch's last, smaller batch is not worth a compilation of its own.
-        batch_losses = self.compiled_losses if count == self.config.batch_size else self.batch_losses
-        losses = batch_losses(batch.images, batch.labels, first_locations, noise)
-        self.optimizer.zero_grad()
-        losses.total.backward()
-        if self.config.clip_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm)
-        self.optimizer.step()
-        return losses
+        return self.descend(batch.images, batch.labels, first_locations, noise)
 
-    def batch_losses(self, images: Tensor, labels: Tensor, first_locations: Tensor, noise: Tensor) -> Losses:
-        rollout = self.model(images, first_locations, noise)
-        return hybrid_loss(rollout, labels, reinforce_weight=self.config.reinforce_weight)
-
-    def compile_losses(self) -> Callable[..., Losses]:
-        """`batch_losses`, compiled for full batches where config.compile asks for it and a compiler is at hand."""
-        wanted = self.config.compile == "True"
-        if self.config.compile == "auto":  # decided by the whole run, so that a resumed one computes the same bits
-            steps = self.config.epochs * len(self.train_loader)
-            wanted = self.device.type == "cpu" and steps >= COMPILING_PAYS_AFTER
-        if not wanted:
-            return self.batch_losses
-        print("[*] Compiling the training step (--compile=False does without)")
-        compiled = torch.compile(self.batch_losses, dynamic=False)
-        count, spec = self.config.batch_size, self.spec
-        images = torch.zeros(count, spec.num_channels, spec.height, spec.width, device=self.device)
-        labels = torch.zeros(count, dtype=torch.long, device=self.device)
-        noise = torch.zeros(self.config.num_glimpses - 1, count, 2, device=self.device)
-        try:
-            self.model.train()
-            compiled(images, labels, torch.zeros(count, 2, device=self.device), noise).total.backward()
-        except Exception as error:  # a compiler may be missing, or fail in ways of its own
-            print(f"[!] Compiling failed ({type(error).__name__}); training goes on without")
-            return self.batch_losses
-        return compiled
-
-    @torch.no_grad()
     def evaluate(self, loader: Loader) -> Metrics:
-        """Looks at the policy's mean locations, from M random first locations per image that the seed fixes.
-
-        Loss terms are means over the M rollouts; the answer is the class of the highest mean probability.
-        """
-        self.model.eval()
-        first_locations = self.evaluation_starts(loader.num_images)
-        meter = AverageMeter()
-        correct = torch.zeros((), dtype=torch.long, device=self.device)
-        begin = 0
-        for images, labels in tqdm(loader, desc="Evaluate", leave=False, disable=None):
-            end = begin + len(labels)
-            rollouts = [self.model(images, starts[begin:end]) for starts in first_locations]
-            losses = [hybrid_loss(r, labels, reinforce_weight=self.config.reinforce_weight) for r in rollouts]
-            meter.update(torch.stack([torch.stack(terms) for terms in losses]).mean(dim=0), len(labels))
-            probabilities = torch.stack([rollout.log_probs.exp() for rollout in rollouts]).mean(dim=0)
-            correct += (probabilities.argmax(dim=-1) == labels).sum()
-            begin = end
-        *losses, _ = meter.mean()
-        return Metrics(*losses, acc=100 * correct.item() / loader.num_images, correct=correct.item())
-
-    def evaluation_starts(self, count: int) -> Tensor:
-        """(M, count, 2): drawn on the CPU, so that every device begins at the same places."""
-        generator = make_generator(Stream.EVALUATION, self.config.random_seed)
-        starts = draw_first_locations(self.config.M * count, torch.device("cpu"), generator)
-        return starts.view(self.config.M, count, 2).to(self.device)
+        return evaluate(self.model, loader, self.config)
 
     def test(self) -> Metrics:
         """Prints and returns the test set's metrics, and records the run in test.json beside its checkpoints."""
@@ -288,7 +217,8 @@ class Trainer:
         self.model.eval()
         batch = next(iter(self.valid_loader))
         images, labels = batch.images[:NUM_PLOTTED], batch.labels[:NUM_PLOTTED]
-        rollout = self.model(images, self.evaluation_starts(self.valid_loader.num_images)[0, : len(images)])
+        starts = evaluation_starts(self.config, self.valid_loader.num_images)[0, : len(images)]
+        rollout = self.model(images, starts.to(self.device))
         glimpses = Glimpses.of(rollout, self.valid_loader.denormalize(images), labels, self.spec.classes, self.config)
         save_glimpses(self.config.run_plots / f"glimpses_{self.epoch}.npz", glimpses)
 

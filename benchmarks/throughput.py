@@ -179,7 +179,7 @@ def time_task(task: str, args: Benchmark):
     ways = {"plain": plain_steps(new_trainer(config), args), "this project": project_steps(new_trainer(config))}
     if args.compile:
         compiled = new_trainer(replace(config, compile="True"))
-        compiled.compiled_losses = compiled.compile_losses()
+        compiled.descend.compile(compiled.spec, steps=compiled.config.epochs * len(compiled.train_loader))
         ways["compiled"] = project_steps(compiled)
     if config.canvas_size:
         ways["canvases alone"] = canvas_steps(new_trainer(config))

@@ -1,0 +1,55 @@
+"""What a model is worth on images that it is not trained on: one pass serves validation and test.
+
+metrics = evaluate(RecurrentAttention.load(path), loader, config)
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from config import Config
+from data_loader import Loader
+from model import draw_first_locations, hybrid_loss
+from utils import AverageMeter, Stream, make_generator
+
+
+class Metrics(NamedTuple):
+    """Means over a pass through a data set."""
+
+    loss: float  # the hybrid loss
+    loss_action: float
+    loss_baseline: float
+    loss_reinforce: float
+    acc: float  # %
+    correct: int  # images
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: Loader, config: Config) -> Metrics:
+    """Looks at the policy's mean locations, from M random first locations per image that the seed fixes.
+
+    Loss terms are means over the M rollouts; the answer is the class of the highest mean probability.
+    """
+    model.eval()
+    first_locations = evaluation_starts(config, loader.num_images).to(loader.device)
+    meter = AverageMeter()
+    correct = torch.zeros((), dtype=torch.long, device=loader.device)
+    begin = 0
+    for images, labels in tqdm(loader, desc="Evaluate", leave=False, disable=None):
+        end = begin + len(labels)
+        rollouts = [model(images, starts[begin:end]) for starts in first_locations]
+        losses = [hybrid_loss(rollout, labels, reinforce_weight=config.reinforce_weight) for rollout in rollouts]
+        meter.update(torch.stack([torch.stack(terms) for terms in losses]).mean(dim=0), len(labels))
+        probabilities = torch.stack([rollout.log_probs.exp() for rollout in rollouts]).mean(dim=0)
+        correct += (probabilities.argmax(dim=-1) == labels).sum()
+        begin = end
+    *losses, _ = meter.mean()
+    return Metrics(*losses, acc=100 * correct.item() / loader.num_images, correct=correct.item())
+
+
+def evaluation_starts(config: Config, count: int) -> Tensor:
+    """(M, count, 2): drawn on the CPU, so that every device begins at the same places."""
+    generator = make_generator(Stream.EVALUATION, config.random_seed)
+    return draw_first_locations(config.M * count, torch.device("cpu"), generator).view(config.M, count, 2)
