@@ -115,7 +115,7 @@ class RecurrentAttention(nn.Module):
         if noise is None and self.training:
             noise = self.draw_noise(batch, images.device, generator)
 
-        scene = self.retina.prepare(images)
+        scene = self.retina.prepare(images, self.num_glimpses)
         hidden = None
         # The policy's means, and the samples around them before the clamp; the first location is not the policy's.
         means, samples, hiddens = [first_locations], [first_locations], []

@@ -13,13 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+TABLE_COST = 2.0  # of a pixel's entry in a summed-area table, in reads of a pixel
+
 
 class Scene(NamedTuple):
     """A batch of images made ready to be read at any place; see `Retina.prepare`."""
 
-    pixels: Tensor  # (B, C, (H + 2) * (W + 2)), the images in a frame of zeros
-    sums: Tensor | None  # (B, C, (H + 1) * (W + 1)), their summed-area table; None where no patch is coarse
-    size: Tensor  # (2,), width and height in pixels
+    pixels: Tensor  # (B, C, H * W)
+    sums: Tensor | None  # (B, C, (H + 1) * (W + 1)), their summed-area table; None where none would pay
+    height: int
+    width: int
 
 
 class Retina(nn.Module):
@@ -27,7 +30,8 @@ class Retina(nn.Module):
 
     Patch i is g * s**i pixels wide and is average pooled back to g x g (section 3.1). A patch of width w around pixel c
     covers [c - w // 2, c - w // 2 + w); outside the image is 0. The finest patch is read pixel by pixel, the coarse
-    ones from a summed-area table, so that a glimpse costs about num_patches * g * g reads however wide it is.
+    ones from a summed-area table, so that a glimpse costs about num_patches * g * g reads however wide it is. Where
+    the images are so large that the table would cost more than it saves, coarse patches are read pixel by pixel, too.
 
     Args:
         patch_size: g, in pixels.
@@ -38,12 +42,11 @@ class Retina(nn.Module):
     def __init__(self, patch_size: int, num_patches: int, glimpse_scale: int):
         super().__init__()
         self.patch_size = patch_size
-        self.num_patches = num_patches
-        cells = torch.tensor([glimpse_scale**i for i in range(num_patches)])  # width of a pooled cell, per patch
-        corners = torch.arange(patch_size + 1) * cells[:, None] - (patch_size * cells[:, None]) // 2
-        self.register_buffer("fine_offsets", corners[0, :-1], persistent=False)  # (g,), of pixels
-        self.register_buffer("coarse_offsets", corners[1:], persistent=False)  # (num_patches - 1, g + 1), of corners
-        self.register_buffer("coarse_areas", (cells[1:] ** 2)[:, None, None], persistent=False)
+        self.cells = [glimpse_scale**i for i in range(num_patches)]  # width of a pooled cell, per patch
+        cells = torch.tensor(self.cells[1:])[:, None]
+        corners = torch.arange(patch_size + 1) * cells - (patch_size * cells) // 2  # of the coarse patches' cells
+        self.register_buffer("corners", corners, persistent=False)  # (num_patches - 1, g + 1)
+        self.register_buffer("areas", (cells**2)[:, :, None], persistent=False)  # (num_patches - 1, 1, 1)
 
     def forward(self, images: Tensor, locations: Tensor) -> Tensor:
         """One glimpse of each image.
@@ -54,37 +57,47 @@ class Retina(nn.Module):
         Returns:
             (B, num_patches * C * g * g), ordered patch, channel, row, column.
         """
-        return self.look(self.prepare(images), locations)
+        return self.look(self.prepare(images, num_glimpses=1), locations)
 
-    def prepare(self, images: Tensor) -> Scene:
-        """What all glimpses of a batch share: made once, read by `look` at every step."""
+    def prepare(self, images: Tensor, num_glimpses: int) -> Scene:
+        """What num_glimpses glimpses of a batch (B, C, H, W) share: made once, read by `look` at every step."""
+        height, width = images.shape[2:]
+        coarse_pixels = sum((self.patch_size * cell) ** 2 for cell in self.cells[1:])
         sums = None
-        if self.num_patches > 1:
+        if TABLE_COST * height * width < num_glimpses * coarse_pixels:
             # Differences of large sums lose digits: double precision where the device has it (Apple's has not).
             precise = torch.float32 if images.device.type == "mps" else torch.float64
             table = images.to(precise).cumsum(-1).cumsum(-2)
             sums = F.pad(table, (1, 0, 1, 0)).flatten(2)
-        size = torch.tensor([images.shape[3], images.shape[2]], device=images.device)
-        return Scene(F.pad(images, (1, 1, 1, 1)).flatten(2), sums, size)
+        return Scene(images.flatten(2), sums, height, width)
 
     def look(self, scene: Scene, locations: Tensor) -> Tensor:
         """The glimpses of a prepared batch; arguments and result as `forward`."""
-        centres = ((locations + 1) / 2 * scene.size).floor().long()  # (B, 2)
-        # Whatever lies beyond the border is read in the frame of zeros.
-        places = (centres[:, :, None] + self.fine_offsets).clamp_min(-1).minimum(scene.size[:, None]) + 1  # (B, 2, g)
-        fine = _read(scene.pixels, places[:, 1], places[:, 0], scene.size[0] + 2)  # (B, C, g, g)
+        columns = ((locations[:, 0] + 1) / 2 * scene.width).floor().long()  # (B,)
+        rows = ((locations[:, 1] + 1) / 2 * scene.height).floor().long()
+        patches = [self._crop(scene, rows, columns, self.patch_size)]
         if scene.sums is None:
-            return fine.flatten(1)
+            crops = [self._crop(scene, rows, columns, self.patch_size * cell) for cell in self.cells[1:]]
+            patches += [F.avg_pool2d(crop, cell) for crop, cell in zip(crops, self.cells[1:], strict=True)]
+        else:
+            corner_rows = (rows[:, None, None] + self.corners).clamp(0, scene.height)  # (B, num_patches - 1, g + 1)
+            corner_columns = (columns[:, None, None] + self.corners).clamp(0, scene.width)
+            corner_sums = _read(scene.sums, corner_rows, corner_columns, scene.width + 1)
+            cells = corner_sums.diff(dim=-1).diff(dim=-2) / self.areas  # (B, C, num_patches - 1, g, g)
+            patches.append(cells.to(scene.pixels.dtype).transpose(1, 2))
+        return torch.cat([patch.flatten(1) for patch in patches], dim=1)
 
-        corners = (centres[:, :, None, None] + self.coarse_offsets).clamp_min(0)  # (B, 2, num_patches - 1, g + 1)
-        corners = corners.minimum(scene.size[:, None, None])
-        corner_sums = _read(scene.sums, corners[:, 1], corners[:, 0], scene.size[0] + 1)
-        cells = corner_sums.diff(dim=-1).diff(dim=-2) / self.coarse_areas  # (B, C, num_patches - 1, g, g)
-        coarse = cells.to(fine.dtype).transpose(1, 2)
-        return torch.cat([fine.flatten(1), coarse.flatten(1)], dim=1)
+    def _crop(self, scene: Scene, rows: Tensor, columns: Tensor, size: int) -> Tensor:
+        """The pixels of a patch as they are: (B, C, size, size), 0 outside the image."""
+        offsets = torch.arange(size, device=rows.device) - size // 2
+        rows, columns = rows[:, None] + offsets, columns[:, None] + offsets  # (B, size)
+        inside_rows, inside_columns = (rows >= 0) & (rows < scene.height), (columns >= 0) & (columns < scene.width)
+        rows, columns = rows.clamp(0, scene.height - 1), columns.clamp(0, scene.width - 1)
+        inside = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
+        return _read(scene.pixels, rows, columns, scene.width).where(inside, 0)
 
 
-def _read(planes: Tensor, rows: Tensor, columns: Tensor, width: Tensor) -> Tensor:
+def _read(planes: Tensor, rows: Tensor, columns: Tensor, width: int) -> Tensor:
     """The crossings of rows and columns: planes (B, C, H * W), rows and columns (B, ..., n) -> (B, C, ..., n, n)."""
     index = rows[..., :, None] * width + columns[..., None, :]
     batch, channels, _ = planes.shape
