@@ -51,9 +51,9 @@ class World:
         part = slice(begin, end) if begin < end else slice(0, 1)
         return Share(part, end - begin, (end - begin) * self.size / count)
 
-    def parallel(self, model: "nn.Module") -> "nn.Module":
-        """The model, whose backward pass averages the gradients over the processes."""
-        return model
+    def parallel(self, module: "nn.Module", some_unused: bool) -> "nn.Module":
+        """The module, whose backward pass averages the gradients over the processes; some parameters may have none."""
+        return module
 
     def mean(self, values: T, weight: float) -> T:
         """The mean over the processes of a NamedTuple of tensors, each times its process's weight."""
@@ -102,16 +102,16 @@ class Team(World):
             timeout=PATIENCE,
         )
 
-    def parallel(self, model):
+    def parallel(self, module, some_unused):
         from torch.nn.parallel import DistributedDataParallel
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has no other name in older versions
             return DistributedDataParallel(
-                model,
-                device_ids=[self.local_rank] if next(model.parameters()).is_cuda else None,
+                module,
+                device_ids=[self.local_rank] if next(module.parameters()).is_cuda else None,
                 broadcast_buffers=False,  # they never change
-                find_unused_parameters=model.num_glimpses == 1,  # which trains no policy
+                find_unused_parameters=some_unused,
             )
 
     def mean(self, values, weight):

@@ -7,7 +7,7 @@ losses = step(images, labels, first_locations, noise)
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
 
 from config import Config
 from data_loader import DataSpec
@@ -17,11 +17,31 @@ from model import Losses, RecurrentAttention, hybrid_loss
 COMPILING_PAYS_AFTER = 10_000  # steps
 
 
+class Objective(nn.Module):
+    """The loss of a batch in one forward, which is compiled as a whole and whose gradients processes average."""
+
+    def __init__(self, config: Config, model: RecurrentAttention):
+        super().__init__()
+        self.config = config
+        self.model = model
+        self.full_batch_losses: Callable[..., Losses] = self.losses
+
+    def forward(self, images: Tensor, labels: Tensor, first_locations: Tensor, noise: Tensor) -> Losses:
+        """Arguments as of `TrainingStep`."""
+        # An epoch's last, smaller batch is not worth a compilation of its own.
+        losses = self.full_batch_losses if len(labels) == self.config.batch_size else self.losses
+        return losses(images, labels, first_locations, noise)
+
+    def losses(self, images: Tensor, labels: Tensor, first_locations: Tensor, noise: Tensor) -> Losses:
+        rollout = self.model(images, first_locations, noise)
+        return hybrid_loss(rollout, labels, reinforce_weight=self.config.reinforce_weight)
+
+
 class TrainingStep:
     """Takes a batch with all its random numbers and moves the weights; nothing in it draws or waits for the device.
 
     Args:
-        config: its batch_size, reinforce_weight, clip_grad_norm and compile count.
+        config: its batch_size, num_glimpses, reinforce_weight, clip_grad_norm and compile count.
         model: whose weights are moved.
         optimizer: of these weights.
         world: the processes that average their gradients.
@@ -29,9 +49,11 @@ class TrainingStep:
 
     def __init__(self, config: Config, model: RecurrentAttention, optimizer: optim.Optimizer, world: World = ALONE):
         self.config = config
-        self.model = world.parallel(model)
+        self.model = model
         self.optimizer = optimizer
-        self.full_batch_losses: Callable[..., Losses] = self.losses
+        self.objective = Objective(config, model)
+        # A single glimpse trains no policy.
+        self.shared_objective = world.parallel(self.objective, some_unused=config.num_glimpses == 1)
 
     def __call__(
         self, images: Tensor, labels: Tensor, first_locations: Tensor, noise: Tensor, weight: float = 1.0
@@ -44,9 +66,7 @@ class TrainingStep:
             first_locations, noise: (B, 2) and (T - 1, B, 2), see `RecurrentAttention.forward`.
             weight: of this process's gradient in the mean over the processes.
         """
-        # An epoch's last, smaller batch is not worth a compilation of its own.
-        batch_losses = self.full_batch_losses if len(labels) == self.config.batch_size else self.losses
-        losses = batch_losses(images, labels, first_locations, noise)
+        losses = self.shared_objective(images, labels, first_locations, noise)
         self.optimizer.zero_grad()
         (losses.total if weight == 1 else losses.total * weight).backward()
         if self.config.clip_grad_norm:
@@ -54,12 +74,8 @@ class TrainingStep:
         self.optimizer.step()
         return losses
 
-    def losses(self, images: Tensor, labels: Tensor, first_locations: Tensor, noise: Tensor) -> Losses:
-        rollout = self.model(images, first_locations, noise)
-        return hybrid_loss(rollout, labels, reinforce_weight=self.config.reinforce_weight)
-
     def compile(self, spec: DataSpec, steps: int):
-        """Compiles `losses` for full batches where config.compile asks for it and a compiler is at hand.
+        """Compiles the losses of full batches where config.compile asks for it and a compiler is at hand.
 
         Args:
             spec: of the images.
@@ -72,7 +88,7 @@ class TrainingStep:
         if not wanted:
             return
         print("[*] Compiling the training step (--compile=False does without)")
-        compiled = torch.compile(self.losses, dynamic=False)
+        compiled = torch.compile(self.objective.losses, dynamic=False)
         count = self.config.batch_size
         images = torch.zeros(count, spec.num_channels, spec.height, spec.width, device=device)
         labels = torch.zeros(count, dtype=torch.long, device=device)
@@ -83,4 +99,4 @@ class TrainingStep:
         except Exception as error:  # a compiler may be missing, or fail in ways of its own
             print(f"[!] Compiling failed ({type(error).__name__}); training goes on without")
             return
-        self.full_batch_losses = compiled
+        self.objective.full_batch_losses = compiled

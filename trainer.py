@@ -186,7 +186,7 @@ class Trainer:
         """One step of gradient descent; nothing here waits for the device."""
         share = self.world.share(batch.count)
         first_locations = draw_first_locations(batch.count, self.device, generator)[share.part]
-        noise = self.model.draw_noise(batch.count, self.device, generator)[:, share.part]
+        noise = self.model.draw_noise(batch.count, self.device, generator)[:, share.part].contiguous()
         losses = self.descend(batch.images, batch.labels, first_locations, noise, share.weight)
         return self.world.mean(losses, share.weight)
 
