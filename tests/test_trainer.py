@@ -209,22 +209,3 @@ def test_show_sample_saves_a_picture(run):
     picture = Image.open(config.run_plots / "samples.png")
     assert picture.size == (8 * 30 + 2, 8 * 30 + 2)
     assert picture.getextrema()[0][1] > 200
-
-
-def test_compiled_steps_equal_eager_ones(run):
-    """The same weights after an epoch, to float32 rounding."""
-    eager = run("--epochs=1", "--compile=False", "--run_name=eager")
-    compiled = run("--epochs=1", "--compile=True", "--run_name=compiled")
-    a, b = (load_checkpoint(config.run_dir / "last.pt")["model_state"] for config in (eager, compiled))
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], atol=1e-4, rtol=1e-3)
-
-
-def test_a_failing_compiler_falls_back_with_one_line(run, monkeypatch, capsys):
-    def broken(*args, **kwargs):
-        raise RuntimeError("no compiler")
-
-    monkeypatch.setattr(torch, "compile", lambda function, **options: broken)
-    run("--epochs=1", "--compile=True")
-    assert capsys.readouterr().out.count("[!] Compiling failed (RuntimeError)") == 1
