@@ -78,6 +78,9 @@ class Config:
     glimpse at the centre, as the paper's location network does."""
     std: float = 0.05
     """Standard deviation of the policy's Gaussian; a location spans -1 to 1 across the image."""
+    std_start: float = 0.0
+    """Standard deviation of the policy in the first epoch, from which it falls to std in equal steps, and stays there for
+    the last 3 epochs of 10: first look around, then aim. 0: std throughout."""
     M: int = 1
     """Rollouts per image in validation and test, whose class probabilities are averaged."""
 
@@ -167,7 +170,7 @@ class Config:
         self._require("valid_size", 0 < self.valid_size < 1, "above 0 and below 1")
         self._require("scan_radius", 0 <= self.scan_radius < 1, "at least 0 and below 1")
         self._require("momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
-        for name in ("reinforce_weight", "clip_grad_norm"):
+        for name in ("reinforce_weight", "clip_grad_norm", "std_start"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "a finite number of at least 0")
         self._require("num_clutter", self.canvas_size or not self.num_clutter, "0 without a --canvas_size=")
         self._require("image_height", bool(self.image_height) == bool(self.image_width), "given with image_width")
