@@ -23,7 +23,8 @@ class InputError(ValueError):
     """Something the user can put right: a flag, a file, a folder. The command line prints it as one line."""
 
 
-WIDE_RETINA = {"patch_size": 12, "num_patches": 3, "glimpse_scale": 2, "num_glimpses": 8, "std": 0.1}
+WIDE_RETINA = {"patch_size": 12, "num_patches": 3, "glimpse_scale": 2, "num_glimpses": 8, "std": 0.1, "std_start": 0.3,
+               "epochs": 60}  # fmt: skip
 TASKS: dict[str, dict] = {
     "mnist": {},
     "fashion": {"dataset": "fashion"},
@@ -79,8 +80,8 @@ class Config:
     std: float = 0.05
     """Standard deviation of the policy's Gaussian; a location spans -1 to 1 across the image."""
     std_start: float = 0.0
-    """Standard deviation of the policy in the first epoch, from which it falls to std in equal steps, and stays there for
-    the last 3 epochs of 10: first look around, then aim. 0: std throughout."""
+    """Standard deviation of the policy in the first epoch, from which it falls to std in equal steps until 7 epochs of
+    10 are done: first look around, then aim. 0: std throughout."""
     M: int = 1
     """Rollouts per image in validation and test, whose class probabilities are averaged."""
 
