@@ -23,7 +23,8 @@ class InputError(ValueError):
     """Something the user can put right: a flag, a file, a folder. The command line prints it as one line."""
 
 
-WIDE_RETINA = {"patch_size": 12, "num_patches": 3, "glimpse_scale": 2, "num_glimpses": 8, "std": 0.1}
+WIDE_RETINA = {"patch_size": 12, "num_patches": 3, "glimpse_scale": 2, "num_glimpses": 8, "std": 0.1, "std_start": 0.3,
+               "epochs": 60}  # fmt: skip
 TASKS: dict[str, dict] = {
     "mnist": {},
     "fashion": {"dataset": "fashion"},
@@ -78,6 +79,9 @@ class Config:
     glimpse at the centre, as the paper's location network does."""
     std: float = 0.05
     """Standard deviation of the policy's Gaussian; a location spans -1 to 1 across the image."""
+    std_start: float = 0.0
+    """Standard deviation of the policy in the first epoch, from which it falls to std in equal steps until 7 epochs of
+    10 are done: first look around, then aim. 0: std throughout."""
     M: int = 1
     """Rollouts per image in validation and test, whose class probabilities are averaged."""
 
@@ -116,8 +120,11 @@ class Config:
 
     # The run
     compile: Literal["auto", "True", "False"] = "auto"
-    """Compile the training step, which takes half a minute and then saves a fifth of each step; auto: where the run is
-    long enough for that to pay."""
+    """Compile the training step, on a CUDA GPU into a CUDA graph; it takes half a minute and then saves a fifth of each
+    step on a CPU. auto: where the run is long enough for that to pay."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the training step's matrix products; auto: bfloat16 where the processor has it, which is faster
+    and as accurate. All else, and every evaluation, is float32."""
     use_gpu: bool = True
     """Use a CUDA or Apple GPU if there is one; False stays on the CPU."""
     best: bool = True
@@ -164,7 +171,7 @@ class Config:
         self._require("valid_size", 0 < self.valid_size < 1, "above 0 and below 1")
         self._require("scan_radius", 0 <= self.scan_radius < 1, "at least 0 and below 1")
         self._require("momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
-        for name in ("reinforce_weight", "clip_grad_norm"):
+        for name in ("reinforce_weight", "clip_grad_norm", "std_start"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "a finite number of at least 0")
         self._require("num_clutter", self.canvas_size or not self.num_clutter, "0 without a --canvas_size=")
         self._require("image_height", bool(self.image_height) == bool(self.image_width), "given with image_width")

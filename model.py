@@ -25,7 +25,7 @@ class Rollout(NamedTuple):
 
     log_probs: Tensor  # (B, num_classes), log-probabilities of the classes after the last glimpse
     locations: Tensor  # (B, T, 2), (x, y) looked at, in [-1, 1]
-    log_pis: Tensor  # (B, T - 1), log pi of the locations that the policy chose: all but the first
+    log_pis: Tensor  # (B, T - 1), log pi of the locations after the first; without gradient where they were given
     baselines: Tensor  # (B, T - 1), reward expected when each of them was chosen
 
 
@@ -74,7 +74,7 @@ class RecurrentAttention(nn.Module):
     ):
         super().__init__()
         self.hidden_size = hidden_size
-        self.std = std
+        self.register_buffer("std", torch.tensor(std), persistent=False)  # a schedule may fill in another value
         self.num_glimpses = num_glimpses
         self.retina = Retina(patch_size, num_patches, glimpse_scale)
         self.sensor = GlimpseNetwork(
@@ -104,7 +104,8 @@ class RecurrentAttention(nn.Module):
 
         Args:
             images: (B, C, H, W), normalised.
-            first_locations: (B, 2) in [-1, 1]; None draws them uniformly.
+            first_locations: (B, 2) in [-1, 1], or (B, K, 2) to say where to look the first K times; the policy chooses
+                the rest. None draws the first uniformly.
             noise: (T - 1, B, 2), standard normal, of the policy; None draws it in training mode and has none in
                 evaluation mode.
             generator: what None draws from, on the images' device.
@@ -114,17 +115,21 @@ class RecurrentAttention(nn.Module):
             first_locations = draw_first_locations(batch, images.device, generator)
         if noise is None and self.training:
             noise = self.draw_noise(batch, images.device, generator)
+        given = first_locations.view(batch, -1, 2).unbind(1)  # K of (B, 2)
 
         scene = self.retina.prepare(images, self.num_glimpses)
         hidden = None
-        # The policy's means, and the samples around them before the clamp; the first location is not the policy's.
-        means, samples, hiddens = [first_locations], [first_locations], []
+        # The policy's means, and the samples around them before the clamp; a given location stands for both.
+        means, samples, hiddens = [given[0]], [given[0]], []
         for t in range(self.num_glimpses):
             location = samples[t].clamp(-1, 1)
             glimpse = self.sensor(self.retina.look(scene, location), location)  # g_t
             hidden = self.rnn(glimpse, hidden)  # h_t
             hiddens.append(hidden)
-            if t < self.num_glimpses - 1:
+            if t + 1 < len(given):
+                means.append(given[t + 1])
+                samples.append(given[t + 1])
+            elif t + 1 < self.num_glimpses:
                 # REINFORCE trains the location network alone: the state it judges is a constant to it. Nor does the
                 # class's gradient pass through a location: it would teach the policy behind REINFORCE's back.
                 mean = self.locator(hidden.detach(), t)
@@ -174,10 +179,10 @@ def draw_first_locations(batch: int, device: torch.device, generator: torch.Gene
     return torch.rand(batch, 2, device=device, generator=generator) * 2 - 1
 
 
-def log_normal(values: Tensor, means: Tensor, std: float) -> Tensor:
-    """Log density of a Gaussian with independent components of equal std: (..., n), (..., n) -> (...)."""
+def log_normal(values: Tensor, means: Tensor, std: Tensor) -> Tensor:
+    """Log density of a Gaussian with independent components of equal std: (..., n), (..., n), () -> (...)."""
     squares = ((values - means) / std).square().sum(-1)
-    return -squares / 2 - values.shape[-1] * (math.log(std) + math.log(2 * math.pi) / 2)
+    return -squares / 2 - values.shape[-1] * (std.log() + math.log(2 * math.pi) / 2)
 
 
 def hybrid_loss(rollout: Rollout, labels: Tensor, *, reinforce_weight: float) -> Losses:

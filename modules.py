@@ -185,7 +185,7 @@ class ActionNetwork(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """h_T (B, hidden_size) -> log-probabilities (B, num_classes)."""
-        return F.log_softmax(self.scores(hidden), dim=-1)
+        return F.log_softmax(self.scores(hidden), dim=-1, dtype=torch.float32)
 
 
 class BaselineNetwork(nn.Module):

@@ -1,4 +1,4 @@
-"""How the weights are stepped: the optimizer, and the learning rate from epoch to epoch."""
+"""How the weights are stepped: the optimizer, and the learning rate and the policy's std from epoch to epoch."""
 
 import copy
 import math
@@ -32,6 +32,14 @@ def step_scheduler(scheduler: Scheduler, valid_acc: float):
         scheduler.step(valid_acc)
     else:
         scheduler.step()
+
+
+def policy_std(config: Config, epoch: int) -> float:
+    """The policy's standard deviation in an epoch, counted from 0; see `Config.std_start`."""
+    if not config.std_start:
+        return config.std
+    done = min(epoch / (0.7 * config.epochs), 1)
+    return config.std_start + done * (config.std - config.std_start)
 
 
 def load_states(config: Config, model: nn.Module, optimizer: optim.Optimizer, scheduler: Scheduler, checkpoint: dict):

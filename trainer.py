@@ -15,7 +15,7 @@ from config import Config, InputError
 from data_loader import Batch, Loader, save_samples
 from evaluation import Metrics, evaluate, evaluation_starts
 from model import Losses, RecurrentAttention, draw_first_locations, first_not_finite
-from optim import load_states, make_optimizer, make_scheduler, step_scheduler
+from optim import load_states, make_optimizer, make_scheduler, policy_std, step_scheduler
 from runs import (
     Glimpses,
     append_metrics,
@@ -140,6 +140,7 @@ class Trainer:
         """One pass over the training images, or what is left of it."""
         config = self.config
         self.model.train()
+        self.model.std.fill_(policy_std(config, self.epoch))
         self.train_loader.set_epoch(self.epoch)
         title = f"Epoch {self.epoch + 1}/{config.epochs}"
         unchecked = []  # losses since the last look at them

@@ -92,7 +92,7 @@ def prepare_way(trainer: Trainer) -> Callable[[int], None]:
 
     def run(steps: int):
         for _ in range(steps):
-            trainer.model.retina.prepare(images)
+            trainer.model.retina.prepare(images, trainer.config.num_glimpses)
 
     return run
 
@@ -119,9 +119,7 @@ def fit_line(x: list[float], y: list[float]) -> tuple[float, float, float]:
 def main(args: Scaling):
     print(f"{surroundings()['machine']}, torch {torch.__version__}, eager, batch {args.batch_size}")
     config = Config(compile="False", use_gpu=False, batch_size=args.batch_size)
-    by_glimpses = medians(
-        {n: step_way(new_trainer(replace(config, num_glimpses=n), 28)) for n in args.glimpses}, args
-    )
+    by_glimpses = medians({n: step_way(new_trainer(replace(config, num_glimpses=n), 28)) for n in args.glimpses}, args)
     slope, intercept, r_squared = fit_line(list(by_glimpses), list(by_glimpses.values()))
     for n, value in by_glimpses.items():
         print(f"{n:3d} glimpses  {value:7.2f} ms a step")
@@ -145,12 +143,16 @@ def plot(args: Scaling, by_glimpses: dict, line: tuple[float, float, float], by_
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     slope, intercept, r_squared = line
-    left.plot(args.glimpses, [intercept + slope * n for n in args.glimpses], color="0.6", label=f"line, R² = {r_squared:.4f}")
+    left.plot(
+        args.glimpses, [intercept + slope * n for n in args.glimpses], color="0.6", label=f"line, R² = {r_squared:.4f}"
+    )
     left.plot(list(by_glimpses), list(by_glimpses.values()), "o", color=BLUE, label="whole step")
     left.set(xlabel="glimpses", ylabel="ms a training step", title="28x28 images, 8x8 glimpses", ylim=(0, None))
     for (part, values), colour, marker in zip(by_size.items(), (BLUE, ORANGE, GREEN), "os^", strict=True):
         right.plot(args.sizes, values, marker=marker, color=colour, label=part)
-    right.set(xlabel="width and height of the images, pixels", title="8 glimpses of three 12x12 patches", ylim=(0, None))
+    right.set(
+        xlabel="width and height of the images, pixels", title="8 glimpses of three 12x12 patches", ylim=(0, None)
+    )
     for axes in (left, right):
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)

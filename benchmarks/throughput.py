@@ -1,23 +1,26 @@
-"""How many training images a second: this project beside the plain way, timed in turn on the same machine.
+"""How many training images a second: this project beside the plain way and the floor, timed in turn on one machine.
 
     python benchmarks/throughput.py --data_dir=./data
 
 The plain way is what public implementations do: a DataLoader that decodes, places and normalises each image by itself,
 a Python loop that slices each image's patch, and every head run at every glimpse. The networks, the loss and the batch
-are the same.
+are the same. The floor is what the multiply-adds of a step would cost at the machine's float32 peak for such products.
 """
 
 import statistics
 import sys
 import time
+import timeit
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -26,6 +29,7 @@ from config import TASKS, Config, InputError, parse_flags
 from data_loader import Canvas, get_train_valid_loader
 from datasets import Examples
 from runs import surroundings
+from step import has_bfloat16
 from trainer import Trainer
 from utils import Stream, make_generator, seed_everything
 
@@ -36,9 +40,9 @@ class Benchmark:
 
     data_dir: str = "./data"
     """Folder of the data sets."""
-    tasks: tuple[str, ...] = ("mnist", "translated60", "cluttered60")
+    tasks: tuple[str, ...] = ("mnist", "cluttered60")
     """Tasks to time."""
-    batch_size: int = 128
+    batch_sizes: tuple[int, ...] = (128, 512)
     """Images per step."""
     steps: int = 30
     """Steps per way and round."""
@@ -124,16 +128,16 @@ def plain_loss(model: nn.Module, config: Config, images: Tensor, labels: Tensor)
     return F.nll_loss(log_probs, labels) + F.mse_loss(baseline, reward) + config.reinforce_weight * reinforce
 
 
-def plain_steps(trainer: Trainer, args: Benchmark):
+def plain_steps(trainer: Trainer, batch_size: int, num_workers: int):
     """Yields after each training step of the plain way."""
     loader, config, model = trainer.train_loader, trainer.config, trainer.model
     data = DataLoader(
         PlainImages(loader.examples, loader.canvas, loader.spec.mean[0], loader.spec.std[0]),
-        batch_size=args.batch_size,
+        batch_size=batch_size,
         shuffle=True,
         drop_last=True,
-        num_workers=args.num_workers,
-        persistent_workers=args.num_workers > 0,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=config.init_lr)
     while True:
@@ -174,13 +178,41 @@ def seconds_per_step(steps, count: int) -> float:
     return (time.perf_counter() - began) / count
 
 
-def time_task(task: str, args: Benchmark):
-    config = Config(task=task, data_dir=args.data_dir, **{**TASKS[task], "batch_size": args.batch_size})
-    ways = {"plain": plain_steps(new_trainer(config), args), "this project": project_steps(new_trainer(config))}
+class Floor(NamedTuple):
+    """What the arithmetic of a step alone would cost."""
+
+    multiply_adds: float  # of a step, forward and backward
+    peak: float  # multiply-adds a second in float32, of the best of the model's own matrix products
+
+    @property
+    def seconds(self) -> float:
+        return self.multiply_adds / self.peak
+
+
+def measure_floor(trainer: Trainer) -> Floor:
+    """Counts the multiply-adds of a training step, and times the core's products, forward and backward."""
+    steps = project_steps(trainer)
+    with FlopCounterMode(display=False) as counter:
+        next(steps)
+    batch, hidden = trainer.config.batch_size, trainer.config.hidden_size
+    states, weights, gradients = torch.randn(batch, hidden), torch.randn(hidden, hidden), torch.randn(batch, hidden)
+    products = lambda: states @ weights.T, lambda: gradients @ weights, lambda: gradients.T @ states
+    fastest = min(min(timeit.repeat(product, number=50, repeat=20)) / 50 for product in products)
+    return Floor(counter.get_total_flops() / 2, batch * hidden * hidden / fastest)
+
+
+def time_task(task: str, batch_size: int, args: Benchmark):
+    config = Config(task=task, data_dir=args.data_dir, **{**TASKS[task], "batch_size": batch_size})
+    eager = replace(config, compile="False", precision="float32")
+    floor = measure_floor(new_trainer(eager))
+    ways = {"plain": plain_steps(new_trainer(eager), batch_size, args.num_workers)}
+    ways["eager float32"] = project_steps(new_trainer(eager))
     if args.compile:
-        compiled = new_trainer(replace(config, compile="True"))
-        compiled.descend.compile(compiled.spec, steps=compiled.config.epochs * len(compiled.train_loader))
-        ways["compiled"] = project_steps(compiled)
+        precisions = ["float32", "bfloat16"] if has_bfloat16(torch.device("cpu")) else ["float32"]
+        for precision in precisions:
+            compiled = new_trainer(replace(config, compile="True", precision=precision))
+            compiled.descend.compile(compiled.spec, steps=1)
+            ways[f"compiled {precision}"] = project_steps(compiled)
     if config.canvas_size:
         ways["canvases alone"] = canvas_steps(new_trainer(config))
     for steps in ways.values():
@@ -190,19 +222,22 @@ def time_task(task: str, args: Benchmark):
         for way, steps in ways.items():
             times[way].append(seconds_per_step(steps, args.steps))
     median = {way: statistics.median(values) for way, values in times.items()}
-    for way, value in median.items():
+    floor_name = f"floor: {floor.multiply_adds / 1e6:.0f} M multiply-adds at {floor.peak / 1e9:.0f} G/s"
+    for way, value in {floor_name: floor.seconds, **median}.items():
         print(
-            f"{task:13s} {way:15s} {1000 * value:7.2f} ms a step  {args.batch_size / value:8.0f} images/s  "
-            f"{54000 / args.batch_size * value:6.1f} s an epoch of 54,000  {median['plain'] / value:6.2f} x plain"
+            f"| {task}, {batch_size} | {way} | {1000 * value:.2f} | {batch_size / value:,.0f} | "
+            f"{54000 / batch_size * value:.1f} | {median['plain'] / value:.2f} | {value / floor.seconds:.2f} |"
         )
 
 
 def main(args: Benchmark):
-    print(
-        f"{surroundings()['machine']}, torch {torch.__version__}, batch {args.batch_size}, {args.num_workers} workers"
-    )
+    machine = surroundings()["machine"]
+    print(f"{machine}, torch {torch.__version__}, {args.num_workers} workers of the plain way\n")
+    print("| task, batch | way | ms a step | images/s | s an epoch of 54,000 | times plain | times floor |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for task in args.tasks:
-        time_task(task, args)
+        for batch_size in args.batch_sizes:
+            time_task(task, batch_size, args)
 
 
 if __name__ == "__main__":

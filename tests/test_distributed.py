@@ -19,7 +19,14 @@ from runs import load_checkpoint
 
 TERMS = ("loss", "loss_action", "loss_baseline", "loss_reinforce")
 # All that a step draws, and batches that leave the last one uneven: 1,295 training images are 20 * 64 + 15.
-SETTINGS = ["--epochs=3", "--compile=False", "--canvas_size=34", "--num_clutter=2", "--clip_grad_norm=1"]
+SETTINGS = [
+    "--epochs=3",
+    "--compile=False",
+    "--precision=float32",
+    "--canvas_size=34",
+    "--num_clutter=2",
+    "--clip_grad_norm=1",
+]
 
 
 class Member(World):

@@ -66,6 +66,17 @@ def test_equals_the_papers_equations_step_by_step(model, images, generator):
     np.testing.assert_allclose(rollout.log_probs.detach(), log_probs, atol=1e-5)
 
 
+def test_looks_where_it_is_told_and_chooses_the_rest(model, images, generator):
+    given = torch.rand(BATCH, 3, 2, generator=generator) * 2 - 1
+    rollout = model(images, given)
+    torch.testing.assert_close(rollout.locations[:, :3], given)
+    free = model(images, given[:, 0], noise=torch.zeros(3, BATCH, 2))
+    assert not torch.equal(free.locations[:, 1:3], given[:, 1:])
+    rollout.log_pis[:, :2].sum().backward()  # no policy chose these
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+    assert model(images, given.repeat(1, 2, 1)[:, :4]).log_pis.grad_fn is None
+
+
 def test_log_density_is_that_of_the_sample_before_the_clamp(model, images):
     noise = torch.full((3, BATCH, 2), 50.0)  # five units of location: far outside
     rollout = model(images, None, noise)
@@ -77,7 +88,7 @@ def test_log_density_is_that_of_the_sample_before_the_clamp(model, images):
 def test_log_normal_equals_torch_distributions(generator):
     values, means = torch.randn(2, 6, 2, generator=generator)
     expected = torch.distributions.Normal(means, 0.3).log_prob(values).sum(-1)
-    torch.testing.assert_close(log_normal(values, means, 0.3), expected)
+    torch.testing.assert_close(log_normal(values, means, torch.tensor(0.3)), expected)
 
 
 def receivers(model: RecurrentAttention, loss: torch.Tensor) -> set[str]:

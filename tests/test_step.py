@@ -1,0 +1,121 @@
+"""Every fast path of the training step ends at the weights of the plain one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import SIZES
+
+from config import Config
+from data_loader import DataSpec
+from model import RecurrentAttention, draw_first_locations
+from optim import make_optimizer
+from step import TrainingStep, has_bfloat16
+
+CONFIG = Config(batch_size=32, num_glimpses=4, patch_size=8, num_patches=2, glimpse_scale=2)
+SPEC = DataSpec([str(i) for i in range(10)], 1, 28, 28, [0.0], [1.0])
+STEPS = 20
+BFLOAT16_BOUND = 0.1  # of the way that the weights went
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and there is none")
+
+
+def train(device: str = "cpu", **settings) -> tuple[torch.Tensor, torch.Tensor]:
+    """All weights in one row, before and after 20 steps on the same batches."""
+    config = replace(CONFIG, **settings)
+    torch.manual_seed(0)
+    model = RecurrentAttention(**config.model_args(1, 10)).to(device)
+    before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().cpu()
+    step = TrainingStep(config, model, make_optimizer(config, model))
+    step.compile(SPEC, steps=STEPS)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(STEPS):
+        labels = torch.randint(10, (32,), generator=generator)
+        images = torch.randn(32, 1, 28, 28, generator=generator) / 4
+        images += (labels / 10)[:, None, None, None]  # something to learn
+        starts = draw_first_locations(32, torch.device("cpu"), generator)
+        noise = torch.randn(3, 32, 2, generator=generator)
+        losses = step(*(tensor.to(device) for tensor in (images, labels, starts, noise)))
+        assert losses.total.dtype == torch.float32
+    after = torch.nn.utils.parameters_to_vector(model.parameters()).detach().cpu()
+    return before, after
+
+
+PLAIN = {"compile": "False", "precision": "float32"}
+# Adam divides each gradient by its own size, so that weights of hardly any gradient go where rounding sends them: in
+# bfloat16 only steps proportional to the gradient can be told to be right.
+SGD = {"optimizer": "sgd", "init_lr": 0.05}
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return train(**PLAIN)
+
+
+@pytest.fixture(scope="module")
+def plain_sgd():
+    return train(**PLAIN, **SGD)
+
+
+def distance(run, plain) -> float:
+    """How far apart two runs ended, as a share of the way that the plain one went."""
+    (_, after), (before, expected) = run, plain
+    return ((after - expected).norm() / (expected - before).norm()).item()
+
+
+def test_compiled_float32_steps_equal_plain_ones_to_rounding(plain):
+    assert distance(train(compile="True", precision="float32"), plain) < 0.001
+
+
+@pytest.mark.parametrize("compile", ["False", "True"])
+def test_bfloat16_steps_go_the_way_of_the_plain_ones(compile, plain_sgd):
+    off = distance(train(compile=compile, precision="bfloat16", **SGD), plain_sgd)
+    assert 0 < off < BFLOAT16_BOUND
+
+
+@on_gpu
+@pytest.mark.parametrize("compile", ["False", "True"])
+@pytest.mark.parametrize("precision, bound", [("float32", 0.01), ("bfloat16", BFLOAT16_BOUND)])
+def test_steps_on_a_gpu_go_the_way_of_the_plain_ones(compile, precision, bound, plain_sgd):
+    assert distance(train("cuda", compile=compile, precision=precision, **SGD), plain_sgd) < bound
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
+def test_every_compiled_step_takes_the_noise_it_is_given(device):
+    """A captured step that replayed the noise it was captured with would explore one path for ever."""
+    config = replace(CONFIG, compile="True", precision="float32")
+    model = RecurrentAttention(**config.model_args(1, 10)).to(device)
+    step = TrainingStep(config, model, make_optimizer(config, model))
+    step.compile(SPEC, steps=1)
+    batch = torch.randn(32, 1, 28, 28, device=device), torch.zeros(32, dtype=torch.long, device=device)
+    starts = torch.zeros(32, 2, device=device)
+    noise = torch.randn(3, 32, 2, device=device), torch.randn(3, 32, 2, device=device)
+    first, second, again = (
+        step.objective.full_batch_losses(*batch, starts, n).reinforce.item() for n in (*noise, noise[0])
+    )
+    assert first == again != second
+
+
+def test_a_failing_compiler_falls_back_with_one_line(run, monkeypatch, capsys):
+    def broken(*args, **kwargs):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: broken)
+    run("--epochs=1", "--compile=True")
+    assert capsys.readouterr().out.count("[!] Compiling failed (RuntimeError)") == 1
+
+
+def test_the_state_dict_knows_nothing_of_compiling():
+    model = RecurrentAttention(**SIZES)
+    names = list(model.state_dict())
+    config = replace(CONFIG, compile="True", num_glimpses=4)
+    TrainingStep(config, model, make_optimizer(config, model)).compile(SPEC._replace(height=9, width=9), steps=1)
+    assert list(model.state_dict()) == names
+
+
+def test_no_bfloat16_where_the_device_has_none(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert not has_bfloat16(torch.device("cpu"))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert has_bfloat16(torch.device("cpu"))
+    assert not has_bfloat16(torch.device("mps"))
