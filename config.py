@@ -89,7 +89,7 @@ class Config:
     valid_size: float = 0.1
     """Share of the training images kept for validation."""
     batch_size: int = 128
-    """Images per batch."""
+    """Images per batch; with several processes (torchrun), of each."""
     num_workers: int = 4
     """Processes that decode the images of a folder; the other data sets are read whole and need none."""
     shuffle: bool = True

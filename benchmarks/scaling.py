@@ -1,25 +1,28 @@
 """What a training step costs as glimpses and images grow: linear in the glimpses, flat in the image's size.
 
-    python benchmarks/scaling.py --out=benchmarks/scaling.png
+    python benchmarks/scaling.py
 
-The images are random bytes and no canvas is made. Beside the whole step, the parts that see a whole image are timed by
-themselves: normalising it, and `Retina.prepare`.
+The images are random bytes and no canvas is made. Beside the whole step, its two parts are timed by themselves: picking
+and normalising the batch, which touches every pixel, and the step on a batch at hand, which does not.
 """
 
+import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import TASKS, Config, InputError, parse_flags
-from data_loader import Loader, describe
+from data_loader import Batch, Loader, describe
 from datasets import Examples
+from model import Losses
 from runs import surroundings
 from trainer import Trainer
 from utils import Stream, make_generator, seed_everything
@@ -38,6 +41,8 @@ class Scaling:
     """Widths of square images, with 8 glimpses of three 12x12 patches."""
     batch_size: int = 128
     """Images per step."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of the matrix products."""
     steps: int = 10
     """Steps per setting and round."""
     rounds: int = 9
@@ -56,57 +61,43 @@ def new_trainer(config: Config, size: int) -> Trainer:
     return Trainer(config, (loader, loader), CPU)
 
 
-def step_way(trainer: Trainer) -> Callable[[int], None]:
-    """Trains so many steps, whose batches come from the loader."""
+def batches_of(trainer: Trainer) -> Iterator[Batch]:
+    """Batches without end."""
+    while True:
+        yield from trainer.train_loader
+
+
+def steps_of(trainer: Trainer, batches: Iterable[Batch]) -> Iterator[Losses]:
+    """Trains a step on each of these."""
     generator = make_generator(Stream.ROLLOUT, 1)
-
-    def run(steps: int):
-        done = 0
-        while done < steps:
-            for batch in trainer.train_loader:
-                trainer.train_step(batch, generator)
-                done += 1
-                if done == steps:
-                    break
-
-    return run
+    for batch in batches:
+        yield trainer.train_step(batch, generator)
 
 
-def loader_way(trainer: Trainer) -> Callable[[int], None]:
-    """The batches alone: bytes picked and normalised."""
-
-    def run(steps: int):
-        done = 0
-        while done < steps:
-            for _ in trainer.train_loader:
-                done += 1
-                if done == steps:
-                    break
-
-    return run
-
-
-def prepare_way(trainer: Trainer) -> Callable[[int], None]:
-    """What the retina makes of each batch, once for all glimpses."""
-    images = next(iter(trainer.train_loader)).images
-
-    def run(steps: int):
-        for _ in range(steps):
-            trainer.model.retina.prepare(images, trainer.config.num_glimpses)
-
-    return run
+def parts_of(trainer: Trainer) -> dict[str, Iterator]:
+    """A training step as a whole, what comes before the model, and the model with all that follows."""
+    at_hand = itertools.repeat(next(iter(trainer.train_loader)))
+    return {
+        "whole step": steps_of(trainer, batches_of(trainer)),
+        "batch: picked and normalised": batches_of(trainer),
+        "step on a batch at hand": steps_of(trainer, at_hand),
+    }
 
 
 def medians(ways: dict, args: Scaling) -> dict:
-    """Milliseconds a step of each way, timed in turn, so that whatever else the machine does strikes all alike."""
-    for run in ways.values():
-        run(3)  # warm up
+    """Milliseconds a step of each way, in turn.
+
+    Of processor time: what else the machine does hardly counts, and with one thread it is what an idle machine takes.
+    """
     times = {name: [] for name in ways}
-    for _ in range(args.rounds):
-        for name, run in ways.items():
-            began = time.perf_counter()
-            run(args.steps)
-            times[name].append(1000 * (time.perf_counter() - began) / args.steps)
+    for done in range(1 + args.rounds):
+        for name, steps in ways.items():
+            began = time.process_time()
+            for _ in range(args.steps):
+                next(steps)
+            if done == 0:  # warming up
+                continue
+            times[name].append(1000 * (time.process_time() - began) / args.steps)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -117,21 +108,24 @@ def fit_line(x: list[float], y: list[float]) -> tuple[float, float, float]:
 
 
 def main(args: Scaling):
-    print(f"{surroundings()['machine']}, torch {torch.__version__}, eager, batch {args.batch_size}")
-    config = Config(compile="False", use_gpu=False, batch_size=args.batch_size)
-    by_glimpses = medians({n: step_way(new_trainer(replace(config, num_glimpses=n), 28)) for n in args.glimpses}, args)
+    torch.set_num_threads(1)
+    print(f"{surroundings()['machine']}, torch {torch.__version__}, eager, batch {args.batch_size}, {args.precision}")
+    config = Config(compile="False", precision=args.precision, use_gpu=False, batch_size=args.batch_size)
+    trainers = {n: new_trainer(replace(config, num_glimpses=n), 28) for n in args.glimpses}
+    by_glimpses = medians({n: steps_of(trainer, batches_of(trainer)) for n, trainer in trainers.items()}, args)
     slope, intercept, r_squared = fit_line(list(by_glimpses), list(by_glimpses.values()))
     for n, value in by_glimpses.items():
-        print(f"{n:3d} glimpses  {value:7.2f} ms a step")
+        print(f"{n:3d} glimpses  {value:7.2f} ms")
     print(f"a line fits: {intercept:.2f} ms + {slope:.2f} ms a glimpse, R^2 = {r_squared:.4f}")
 
     wide = replace(config, **{**TASKS["cluttered60"], "canvas_size": 0, "num_clutter": 0})
     trainers = {size: new_trainer(wide, size) for size in args.sizes}
-    parts = {"whole step": step_way, "batch from bytes": loader_way, "retina's table": prepare_way}
-    by_size = medians({(part, n): way(t) for n, t in trainers.items() for part, way in parts.items()}, args)
-    for n in args.sizes:
-        print(f"{n:3d} x {n:3d}  " + "  ".join(f"{part} {by_size[part, n]:7.2f} ms" for part in parts))
-    plot(args, by_glimpses, (slope, intercept, r_squared), {p: [by_size[p, n] for n in args.sizes] for p in parts})
+    ways = {(part, size): way for size, t in trainers.items() for part, way in parts_of(t).items()}
+    times = medians(ways, args)
+    by_size = {part: [times[part, size] for size in args.sizes] for part, _ in ways}
+    for i, size in enumerate(args.sizes):
+        print(f"{size:3d} x {size:3d}  " + "  ".join(f"{part} {values[i]:7.2f} ms" for part, values in by_size.items()))
+    plot(args, by_glimpses, (slope, intercept, r_squared), by_size)
     print(f"[*] Plot in {args.out}")
 
 
@@ -147,7 +141,9 @@ def plot(args: Scaling, by_glimpses: dict, line: tuple[float, float, float], by_
         args.glimpses, [intercept + slope * n for n in args.glimpses], color="0.6", label=f"line, R² = {r_squared:.4f}"
     )
     left.plot(list(by_glimpses), list(by_glimpses.values()), "o", color=BLUE, label="whole step")
-    left.set(xlabel="glimpses", ylabel="ms a training step", title="28x28 images, 8x8 glimpses", ylim=(0, None))
+    left.set(
+        xlabel="glimpses", ylabel="ms of processor time a step", title="28x28 images, 8x8 glimpses", ylim=(0, None)
+    )
     for (part, values), colour, marker in zip(by_size.items(), (BLUE, ORANGE, GREEN), "os^", strict=True):
         right.plot(args.sizes, values, marker=marker, color=colour, label=part)
     right.set(

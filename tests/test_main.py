@@ -1,6 +1,7 @@
 """The commands as a user types them: what goes wrong ends with one line and a non-zero exit, and loses nothing."""
 
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,30 @@ def test_a_typo_in_a_flag():
     result = command("--num_glimpse=6")
     assert result.returncode != 0
     assert "--num_glimpses" in result.stderr and "Traceback" not in result.stderr
+
+
+def processor_seconds(*call: str) -> float:
+    """What a Python command takes, which does not depend on what else the machine does."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = subprocess.run([sys.executable, *call], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert result.returncode == 0, result.stderr
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_help_takes_less_than_a_second_and_waits_for_nothing_heavy():
+    assert processor_seconds("main.py", "--help") < 1
+    heavy = "{'torch', 'torchvision', 'numpy', 'matplotlib', 'sklearn'}"
+    processor_seconds("-c", f"import main, sys; assert not {heavy} & sys.modules.keys(), {heavy} & sys.modules.keys()")
+
+
+def test_the_first_batch_comes_within_six_seconds_of_processor_time(flags):
+    first = (
+        "import os, sys, main, trainer; step = trainer.Trainer.train_step\n"
+        "trainer.Trainer.train_step = lambda *batch: (step(*batch), print('first'), os._exit(0))\n"
+        "sys.exit(main.run(sys.argv[1:]) + 7)"
+    )
+    assert processor_seconds("-c", first, *flags, "--compile=False") < 6
 
 
 def test_a_value_out_of_range():
