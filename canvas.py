@@ -13,7 +13,13 @@ WINDOW = 8  # width and height of a clutter piece, in pixels
 
 
 def draw_canvases(
-    images: Tensor, pool: Tensor, *, size: int, num_clutter: int, generator: torch.Generator | None = None
+    images: Tensor,
+    pool: Tensor,
+    *,
+    size: int,
+    num_clutter: int,
+    generator: torch.Generator | None = None,
+    share: tuple[slice, int] | None = None,
 ) -> Tensor:
     """Places each image on a canvas of its own, among clutter.
 
@@ -23,14 +29,16 @@ def draw_canvases(
         size: width and height of a canvas, in pixels.
         num_clutter: pieces per canvas.
         generator: source of pieces and places, on the images' device.
+        share: (part, count), where the images are this part of a batch of so many, to be placed as in the whole batch.
     Returns:
         (B, C, size, size) uint8.
     """
     batch, channels, height, width = images.shape
+    part, count = share or (slice(None), batch)
 
     def draw(high: int, *shape: int) -> Tensor:
         """Uniform whole numbers from 0 to high."""
-        return torch.randint(high + 1, (batch, *shape), device=images.device, generator=generator)
+        return torch.randint(high + 1, (count, *shape), device=images.device, generator=generator)[part]
 
     canvas = torch.zeros(batch, channels, size * size, device=images.device)
     if num_clutter:

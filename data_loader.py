@@ -1,7 +1,7 @@
 """Batches of images and labels: in memory as bytes, or streamed; placed on canvases, normalised, on the device.
 
 train_loader, valid_loader = get_train_valid_loader(get_config(["--task=digits"]), torch.device("cpu"))
-for images, labels in train_loader: ...
+for images, labels, count in train_loader: ...
 """
 
 import io
@@ -15,6 +15,7 @@ from torch import Tensor
 from canvas import draw_canvases
 from config import Config, InputError
 from datasets import Examples, ImageFiles, decode, read_examples
+from distributed import ALONE, World
 from runs import write_whole
 from utils import Stream, make_generator
 
@@ -24,6 +25,7 @@ SAMPLE = 10_000  # images or canvases from which mean and standard deviation are
 class Batch(NamedTuple):
     images: Tensor  # (B, C, H, W) float32, normalised
     labels: Tensor  # (B,) int64
+    count: int  # images of the whole batch, of which each of several processes has its share
 
 
 class DataSpec(NamedTuple):
@@ -69,7 +71,7 @@ class Loader:
 
     Args:
         examples: images in memory, or files to stream.
-        batch_size: images per batch; the last batch holds what is left.
+        batch_size: images per batch, of all processes together; the last batch holds what is left.
         device: where the batches are to be.
         shuffle_seed: seed of a new order each epoch; None keeps the order.
         canvas: where the images are placed, anew each epoch; None leaves them as they are.
@@ -97,6 +99,7 @@ class Loader:
         self.canvas = canvas
         self.canvas_seed = canvas_seed
         self.num_workers = num_workers
+        self.world = ALONE
         self.epoch = 0
 
     @property
@@ -117,6 +120,11 @@ class Loader:
         self.std = 255 * torch.tensor(spec.std, device=self.device)[:, None, None]
         return self
 
+    def share_with(self, world: World) -> "Loader":
+        """Gives this process's share of each batch from now on, which has its place and clutter as in the whole."""
+        self.world = world
+        return self
+
     def denormalize(self, images: Tensor) -> Tensor:
         """Batch images (B, C, H, W) as numbers from 0 to 1."""
         return ((images * self.std + self.mean) / 255).clamp(0, 1)
@@ -126,8 +134,9 @@ class Loader:
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
         """The batches of a pass, from the first-th on, as if those before it had been given."""
-        for images, labels in self.raw(first):
-            yield Batch((images - self.mean) / self.std, labels)
+        for step, (images, labels) in enumerate(self.raw(first), start=first):
+            count = min(self.batch_size, self.num_images - step * self.batch_size)
+            yield Batch((images - self.mean) / self.std, labels, count)
 
     def raw(self, first: int = 0) -> Iterator[Examples]:
         """The batches before they are normalised, uint8."""
@@ -135,22 +144,30 @@ class Loader:
         if self.shuffle_seed is not None:
             generator = make_generator(Stream.ORDER, self.shuffle_seed, self.epoch)
             order = torch.randperm(self.num_images, generator=generator)
-        order = order[first * self.batch_size :]
+        batches = order[first * self.batch_size :].to(self.device).split(self.batch_size)
+        shares = [(self.world.share(len(index)).part, len(index)) for index in batches]
+        batches = [index[part] for index, (part, _) in zip(batches, shares, strict=True)]
         if isinstance(self.examples, ImageFiles):
-            for images, labels in decode(self.examples, order.tolist(), self.batch_size, self.num_workers):
+            for images, labels in decode(self.examples, batches, self.num_workers):
                 yield Examples(images.to(self.device), labels.to(self.device))
             return
-        for step, index in enumerate(order.to(self.device).split(self.batch_size), start=first):
+        for step, (index, share) in enumerate(zip(batches, shares, strict=True), start=first):
             images, labels = self.examples.take(index)
             if self.canvas:
                 generator = make_generator(Stream.CANVAS, self.canvas_seed, self.epoch, step, self.device)
-                images = draw_canvases(images, self.examples.images, **self.canvas._asdict(), generator=generator)
+                images = draw_canvases(
+                    images, self.examples.images, **self.canvas._asdict(), generator=generator, share=share
+                )
             yield Examples(images, labels)
 
 
-def get_train_valid_loader(config: Config, device: torch.device) -> tuple[Loader, Loader]:
+def get_train_valid_loader(config: Config, device: torch.device, world: World = ALONE) -> tuple[Loader, Loader]:
     """The training images, shuffled and placed anew each epoch, and the validation images split off them by seed.
 
+    Args:
+        config: the run's settings.
+        device: where the batches are to be.
+        world: whose processes share each batch.
     Raises:
         InputError: the data set is missing or damaged, or does not fit the settings.
     """
@@ -164,7 +181,7 @@ def get_train_valid_loader(config: Config, device: torch.device) -> tuple[Loader
         order = torch.randperm(count, generator=make_generator(Stream.SPLIT, config.random_seed))
     train_loader = Loader(
         examples.take(order[num_valid:]),
-        batch_size=config.batch_size,
+        batch_size=config.batch_size * world.size,
         device=device,
         shuffle_seed=config.random_seed if config.shuffle else None,
         canvas=make_canvas(config, examples),
@@ -172,18 +189,18 @@ def get_train_valid_loader(config: Config, device: torch.device) -> tuple[Loader
         num_workers=config.num_workers,
     )
     spec = describe(train_loader, classes)
-    valid_loader = make_evaluation_loader(config, examples.take(order[:num_valid]), device)
-    return train_loader.normalize_with(spec), valid_loader.normalize_with(spec)
+    valid_loader = make_evaluation_loader(config, examples.take(order[:num_valid]), device, world)
+    return train_loader.normalize_with(spec).share_with(world), valid_loader.normalize_with(spec)
 
 
-def get_test_loader(config: Config, spec: DataSpec, device: torch.device) -> Loader:
+def get_test_loader(config: Config, spec: DataSpec, device: torch.device, world: World = ALONE) -> Loader:
     """The test images, normalised as the model's training images were.
 
     Raises:
         InputError: the data set is missing or damaged, or is not of the kind the model was trained on.
     """
     examples, _ = read_examples(config, train=False, classes=spec.classes, channels=spec.num_channels)
-    loader = make_evaluation_loader(config, examples, device).normalize_with(spec)
+    loader = make_evaluation_loader(config, examples, device, world).normalize_with(spec)
     shape = tuple(next(loader.raw()).images.shape[1:])
     trained = (spec.num_channels, spec.height, spec.width)
     if shape != trained or int(examples.labels.max()) >= len(spec.classes):
@@ -191,13 +208,16 @@ def get_test_loader(config: Config, spec: DataSpec, device: torch.device) -> Loa
     return loader
 
 
-def make_evaluation_loader(config: Config, examples: Examples | ImageFiles, device: torch.device) -> Loader:
+def make_evaluation_loader(
+    config: Config, examples: Examples | ImageFiles, device: torch.device, world: World
+) -> Loader:
     """Images in order. Canvases are drawn once, on the CPU and with a seed of their own: the same in every run."""
     canvas = make_canvas(config, examples)
     if canvas:
         fixed = Loader(examples, batch_size=1000, device=torch.device("cpu"), canvas=canvas)
         examples = Examples(*(torch.cat(parts) for parts in zip(*fixed.raw(), strict=True)))
-    return Loader(examples, batch_size=config.batch_size, device=device, num_workers=config.num_workers)
+    batch_size = config.batch_size * world.size
+    return Loader(examples, batch_size=batch_size, device=device, num_workers=config.num_workers).share_with(world)
 
 
 def make_canvas(config: Config, examples: Examples | ImageFiles) -> Canvas | None:

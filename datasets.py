@@ -5,6 +5,7 @@ examples, classes = read_examples(get_config(["--task=digits"]), train=True)
 
 import contextlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -169,8 +170,9 @@ def _read_folder(
     if len(paths) * channels * size[0] * size[1] > IN_MEMORY:
         return files, classes
     images = torch.empty(len(paths), channels, *size, dtype=torch.uint8)
-    for i, (batch, _) in enumerate(decode(files, range(len(files)), 256, config.num_workers)):
-        images[i * 256 : i * 256 + len(batch)] = batch
+    batches = torch.arange(len(files)).split(256)
+    for index, (batch, _) in zip(batches, decode(files, batches, config.num_workers), strict=True):
+        images[index] = batch
     return Examples(images, labels), classes
 
 
@@ -199,14 +201,14 @@ def _inspect(paths: list[str], resized: bool) -> tuple[bool, tuple[int, int]]:
     return colour, first
 
 
-def decode(files: ImageFiles, order, batch_size: int, num_workers: int):
-    """Yields (images, labels) of a folder in this order, decoded by worker processes.
+def decode(files: ImageFiles, batches: Sequence[Tensor], num_workers: int):
+    """Yields (images, labels) of a folder for each batch, given as indices (B,), decoded by worker processes.
 
     Raises:
         InputError: an image cannot be read.
     """
-    batches = DataLoader(files, batch_size=batch_size, sampler=order, num_workers=min(num_workers, len(files)))
+    order = [index.tolist() for index in batches]
     try:
-        yield from batches
+        yield from DataLoader(files, batch_sampler=order, num_workers=min(num_workers, len(files)))
     except InputError as error:  # a worker's comes wrapped in its traceback
         raise InputError(str(error).strip().splitlines()[-1].removeprefix("config.InputError: ")) from None

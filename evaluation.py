@@ -37,16 +37,18 @@ def evaluate(model: nn.Module, loader: Loader, config: Config) -> Metrics:
     meter = AverageMeter()
     correct = torch.zeros((), dtype=torch.long, device=loader.device)
     begin = 0
-    for images, labels in tqdm(loader, desc="Evaluate", leave=False, disable=None):
-        end = begin + len(labels)
-        rollouts = [model(images, starts[begin:end]) for starts in first_locations]
+    for images, labels, count in tqdm(loader, desc="Evaluate", leave=False, disable=loader.world.hide_bars):
+        share = loader.world.share(count)
+        starts = first_locations[:, begin : begin + count][:, share.part]
+        rollouts = [model(images, first) for first in starts]
         losses = [hybrid_loss(rollout, labels, reinforce_weight=config.reinforce_weight) for rollout in rollouts]
-        meter.update(torch.stack([torch.stack(terms) for terms in losses]).mean(dim=0), len(labels))
+        meter.update(torch.stack([torch.stack(terms) for terms in losses]).mean(dim=0), share.images)
         probabilities = torch.stack([rollout.log_probs.exp() for rollout in rollouts]).mean(dim=0)
-        correct += (probabilities.argmax(dim=-1) == labels).sum()
-        begin = end
-    *losses, _ = meter.mean()
-    return Metrics(*losses, acc=100 * correct.item() / loader.num_images, correct=correct.item())
+        correct += (probabilities.argmax(dim=-1) == labels)[: share.images].sum()
+        begin += count
+    *losses, _ = (loader.world.sum(meter.total) / loader.num_images).tolist()
+    correct = loader.world.sum(correct).item()
+    return Metrics(*losses, acc=100 * correct / loader.num_images, correct=correct)
 
 
 def evaluation_starts(config: Config, count: int) -> Tensor:

@@ -51,8 +51,8 @@ def main(config: GalleryConfig):
 def draw_task(column: np.ndarray, config: Config):
     """Fills a column of axes: the image with the patches' boxes, then the patches as the model receives them."""
     loader = get_train_valid_loader(config, torch.device("cpu"))[1]
-    images, labels = next(iter(loader))
-    images, labels = loader.denormalize(images[:1]), labels[:1]
+    batch = next(iter(loader))
+    images, labels = loader.denormalize(batch.images[:1]), batch.labels[:1]
     bright = images[0, 0].nonzero().float().mean(dim=0)  # somewhere on the digit, or among the clutter
     location = 2 * (bright.flip(0) + 0.5) / torch.tensor([images.shape[3], images.shape[2]]) - 1
     retina = Retina(config.patch_size, config.num_patches, config.glimpse_scale)

@@ -3,14 +3,17 @@
 python main.py                     # train on MNIST
 python main.py --resume=True       # go on with it
 python main.py --is_train=False    # test the best validation model
+
+torchrun --nproc_per_node=2 main.py does each of these with two processes, a GPU for each where there are any.
 """
 
 import sys
 
 from config import Config, InputError, get_config
+from distributed import ALONE, World, join, keep_batch
 
 
-def main(config: Config):
+def main(config: Config, world: World = ALONE):
     """Trains or tests, as the settings say.
 
     Raises:
@@ -23,27 +26,34 @@ def main(config: Config):
     from utils import pick_device, seed_everything
 
     seed_everything(config.random_seed)
-    device = pick_device(config.use_gpu)
+    device = pick_device(config.use_gpu, world)
     checkpoint = load_checkpoint(config.checkpoint_path) if config.resume or not config.is_train else None
     if config.is_train:
-        Trainer(config, get_train_valid_loader(config, device), device, checkpoint).train()
+        config = keep_batch(config, checkpoint, world.size) if checkpoint else config
+        with world.main_first():
+            loaders = get_train_valid_loader(config, device, world)
+        Trainer(config, loaders, device, checkpoint).train()
     else:
-        test_loader = get_test_loader(config, spec_of(checkpoint, config.checkpoint_path), device)
+        spec = spec_of(checkpoint, config.checkpoint_path)
+        with world.main_first():
+            test_loader = get_test_loader(config, spec, device, world)
         Trainer(config, test_loader, device, checkpoint).test()
 
 
 def run(argv: list[str] | None = None) -> int:
     """`main` as a command: prints what the user can put right as one line, and gives the exit code."""
-    try:
-        config = get_config(argv)
-        main(config)
-    except InputError as error:
-        print(f"main.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as error:
-        print(f"main.py: {error or 'interrupted'}", file=sys.stderr)
-        return getattr(error, "exit_code", 130)
-    return 0
+    with join() as world:
+        try:
+            with world.main_first():
+                config = get_config(argv)
+            main(config, world)
+            return 0
+        except InputError as error:
+            world.last_words(f"main.py: {error}")
+        except KeyboardInterrupt as error:
+            world.last_words(f"main.py: {error or 'interrupted'}")
+            return getattr(error, "exit_code", 130)
+    return 1
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def look(checkpoint_path: Path, data_dir: str, num_images: int) -> Glimpses:
     config = config_of({**checkpoint["config"], "batch_size": num_images, **overrides}, checkpoint_path)
     loader = get_test_loader(config, spec_of(checkpoint, checkpoint_path), torch.device("cpu"))
     model = RecurrentAttention.of(checkpoint, checkpoint_path).eval()
-    images, labels = next(iter(loader))
+    images, labels, _ = next(iter(loader))
     with torch.no_grad():
         rollout = model(images, generator=torch.Generator().manual_seed(config.random_seed))
     return Glimpses.of(rollout, loader.denormalize(images), labels, loader.spec.classes, config)

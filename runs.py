@@ -39,6 +39,7 @@ CHECKPOINT_KEYS = {
     "model_args": dict,
     "data": dict,
     "config": dict,
+    "processes": int,  # that took a batch of config.batch_size each
 }
 
 
@@ -143,6 +144,7 @@ def load_checkpoint(path: str | Path) -> dict:
         raise InputError(
             f"{path} has format {checkpoint['format']}, and this version reads up to {FORMAT}: use the newer version"
         )
+    checkpoint.setdefault("processes", 1)  # as it was before there could be more
     for key, kind in CHECKPOINT_KEYS.items():
         if not isinstance(checkpoint.get(key), kind):
             raise InputError(f"{path} is not a whole checkpoint: its {key} is not of type {kind.__name__}")

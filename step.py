@@ -7,66 +7,88 @@ losses = step(images, labels, first_locations, noise)
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
 
 from config import Config
 from data_loader import DataSpec
+from distributed import ALONE, World
 from model import Losses, RecurrentAttention, hybrid_loss
 
 COMPILING_PAYS_AFTER = 10_000  # steps
 
 
-class TrainingStep:
-    """Takes a batch with all its random numbers and moves the weights; nothing in it draws or waits for the device.
+class Objective(nn.Module):
+    """The loss of a batch in one forward, which is compiled as a whole and whose gradients processes average.
 
     In bfloat16 the networks' matrix products alone have fewer digits: weights, sums, probabilities, losses and the
     optimizer stay float32, and so does every evaluation.
-
-    Args:
-        config: its batch_size, reinforce_weight, clip_grad_norm and compile count.
-        model: whose weights are moved.
-        optimizer: of these weights.
     """
 
-    def __init__(self, config: Config, model: RecurrentAttention, optimizer: optim.Optimizer):
+    def __init__(self, config: Config, model: RecurrentAttention):
+        super().__init__()
         self.config = config
         self.model = model
-        self.optimizer = optimizer
         self.device = next(model.parameters()).device
         self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16(self.device))
         self.full_batch_losses: Callable[..., Losses] = self.losses
 
-    def __call__(self, images: Tensor, labels: Tensor, first_locations: Tensor, noise: Tensor) -> Losses:
-        """The losses before the step.
-
-        Args:
-            images: (B, C, H, W), normalised.
-            labels: (B,).
-            first_locations, noise: (B, 2) and (T - 1, B, 2), see `RecurrentAttention.forward`.
-        """
+    def forward(self, images: Tensor, labels: Tensor, first_locations: Tensor, noise: Tensor) -> Losses:
+        """Arguments as of `TrainingStep`."""
         # An epoch's last, smaller batch is not worth a compilation of its own.
-        batch_losses = self.full_batch_losses if len(labels) == self.config.batch_size else self.losses
-        losses = batch_losses(images, labels, first_locations, noise)
-        self.optimizer.zero_grad()
-        losses.total.backward()
-        if self.config.clip_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm)
-        self.optimizer.step()
-        return losses
+        losses = self.full_batch_losses if len(labels) == self.config.batch_size else self.losses
+        return losses(images, labels, first_locations, noise)
 
     def losses(self, images: Tensor, labels: Tensor, first_locations: Tensor, noise: Tensor) -> Losses:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             rollout = self.model(images, first_locations, noise)
         return hybrid_loss(rollout, labels, reinforce_weight=self.config.reinforce_weight)
 
+
+class TrainingStep:
+    """Takes a batch with all its random numbers and moves the weights; nothing in it draws or waits for the device.
+
+    Args:
+        config: its batch_size, num_glimpses, reinforce_weight, clip_grad_norm and compile count.
+        model: whose weights are moved.
+        optimizer: of these weights.
+        world: the processes that average their gradients.
+    """
+
+    def __init__(self, config: Config, model: RecurrentAttention, optimizer: optim.Optimizer, world: World = ALONE):
+        self.config = config
+        self.model = model
+        self.optimizer = optimizer
+        self.objective = Objective(config, model)
+        # A single glimpse trains no policy.
+        self.shared_objective = world.parallel(self.objective, some_unused=config.num_glimpses == 1)
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, first_locations: Tensor, noise: Tensor, weight: float = 1.0
+    ) -> Losses:
+        """The losses of these images, before the step.
+
+        Args:
+            images: (B, C, H, W), normalised.
+            labels: (B,).
+            first_locations, noise: (B, 2) and (T - 1, B, 2), see `RecurrentAttention.forward`.
+            weight: of this process's gradient in the mean over the processes.
+        """
+        losses = self.shared_objective(images, labels, first_locations, noise)
+        self.optimizer.zero_grad()
+        (losses.total if weight == 1 else losses.total * weight).backward()
+        if self.config.clip_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm)
+        self.optimizer.step()
+        return losses
+
     def compile(self, spec: DataSpec, steps: int):
-        """Compiles `losses` for full batches where config.compile asks for it and a compiler is at hand.
+        """Compiles the losses of full batches where config.compile asks for it and a compiler is at hand.
 
         Args:
             spec: of the images.
             steps: of the whole run, so that a resumed one decides alike and computes the same bits.
         """
-        device = self.device
+        device = self.objective.device
         wanted = self.config.compile == "True"
         if self.config.compile == "auto":
             wanted = device.type != "mps" and steps >= COMPILING_PAYS_AFTER
@@ -76,7 +98,7 @@ class TrainingStep:
         # On a GPU the kernels are so short that starting them costs more than running them: a CUDA graph starts all at
         # once. It replays what it captured, so every random number comes in as an argument.
         mode = "reduce-overhead" if device.type == "cuda" else None
-        compiled = torch.compile(self.losses, dynamic=False, mode=mode)
+        compiled = torch.compile(self.objective.losses, dynamic=False, mode=mode)
         count = self.config.batch_size
         images = torch.zeros(count, spec.num_channels, spec.height, spec.width, device=device)
         labels = torch.zeros(count, dtype=torch.long, device=device)
@@ -87,7 +109,7 @@ class TrainingStep:
         except Exception as error:  # a compiler may be missing, or fail in ways of its own
             print(f"[!] Compiling failed ({type(error).__name__}); training goes on without")
             return
-        self.full_batch_losses = compiled
+        self.objective.full_batch_losses = compiled
 
 
 def has_bfloat16(device: torch.device) -> bool:

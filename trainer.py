@@ -67,6 +67,7 @@ class Trainer:
         else:
             self.test_loader = data_loader
             self.spec = data_loader.spec
+        self.world = (self.train_loader if config.is_train else self.test_loader).world
         if checkpoint:
             self.model_args = checkpoint["model_args"]
             self.model = RecurrentAttention.of(checkpoint, config.checkpoint_path).to(device)
@@ -75,7 +76,7 @@ class Trainer:
             self.model = RecurrentAttention(**self.model_args).to(device)
         self.optimizer = make_optimizer(config, self.model)
         self.scheduler = make_scheduler(config, self.optimizer)
-        self.descend = TrainingStep(config, self.model, self.optimizer)
+        self.descend = TrainingStep(config, self.model, self.optimizer, self.world)
         self.epoch = 0  # epochs done
         self.step = 0  # steps done of the epoch under way
         self.meter = AverageMeter()  # training metrics of those steps
@@ -92,12 +93,17 @@ class Trainer:
             InputError: the run's folder is another's or cannot be written, or the loss is not finite any more.
         """
         config = self.config
-        with open_run(config), make_writer(config, self.epoch) as writer, StopSignal() as self.signal:
+        world = self.world
+        with (
+            world.main_only(open_run(config)),
+            make_writer(config, self.epoch, world.is_main) as writer,
+            StopSignal(echoes=world.size > 1) as self.signal,
+        ):
             if config.resume:  # the checkpoint was read before the run was locked
                 check_latest(config.checkpoint_path, self.epoch, self.step)
             counts = self.train_loader.num_images, self.valid_loader.num_images
             print("[*] Train on {} samples, validate on {} samples".format(*counts))
-            if config.show_sample:
+            if config.show_sample and world.is_main:
                 save_samples(self.train_loader, config.run_plots / "samples.png")
             self.descend.compile(self.spec, steps=config.epochs * len(self.train_loader))
             while not self.finished():
@@ -112,7 +118,8 @@ class Trainer:
                 self.best_valid_acc = valid.acc if is_best else self.best_valid_acc
                 self.epochs_since_best = 0 if is_best else self.epochs_since_best + 1
                 step_scheduler(self.scheduler, valid.acc)
-                self.report(writer, train, valid, pace, is_best)
+                if world.is_main:
+                    self.report(writer, train, valid, pace, is_best)
                 self.save_checkpoint(is_best)
 
     def finished(self) -> bool:
@@ -138,23 +145,24 @@ class Trainer:
         title = f"Epoch {self.epoch + 1}/{config.epochs}"
         unchecked = []  # losses since the last look at them
         with tqdm(total=self.train_loader.num_images, initial=self.meter.weight, desc=title, unit="img", leave=False,
-                  disable=None) as bar:  # fmt: skip
+                  disable=self.world.hide_bars) as bar:  # fmt: skip
             for batch in self.train_loader.batches(self.step):
                 generator = make_generator(Stream.ROLLOUT, config.random_seed, self.epoch, self.step, self.device)
                 losses = self.train_step(batch, generator)
                 self.step += 1
                 unchecked.append(torch.stack(losses).detach())
-                self.meter.update(unchecked[-1], len(batch.labels))
-                bar.update(len(batch.labels))
+                self.meter.update(unchecked[-1], batch.count)
+                bar.update(batch.count)
+                stop = self.world.agree(self.signal.received)
                 due = config.save_every_steps and self.step % config.save_every_steps == 0
-                if due or self.signal.received or self.step % config.print_freq == 0:
+                if due or stop or self.step % config.print_freq == 0:
                     self.check_finite(unchecked)
                     unchecked = []
                     bar.set_postfix(loss=f"{losses.total:.3f}", acc=f"{100 * losses.reward:.1f}")
-                if due or self.signal.received:
+                if due or stop:
                     self.save_checkpoint()
-                if self.signal.received:
-                    raise Interrupted(self.signal.received, f"saved at step {self.step} of epoch {self.epoch + 1}")
+                if stop:
+                    raise Interrupted(stop, f"saved at step {self.step} of epoch {self.epoch + 1}")
         self.check_finite(unchecked)
         *losses, reward = self.meter.mean()
         return Metrics(*losses, acc=100 * reward, correct=round(reward * self.meter.weight))
@@ -177,10 +185,11 @@ class Trainer:
 
     def train_step(self, batch: Batch, generator: torch.Generator) -> Losses:
         """One step of gradient descent; nothing here waits for the device."""
-        count = len(batch.labels)
-        first_locations = draw_first_locations(count, self.device, generator)
-        noise = self.model.draw_noise(count, self.device, generator)
-        return self.descend(batch.images, batch.labels, first_locations, noise)
+        share = self.world.share(batch.count)
+        first_locations = draw_first_locations(batch.count, self.device, generator)[share.part]
+        noise = self.model.draw_noise(batch.count, self.device, generator)[:, share.part].contiguous()
+        losses = self.descend(batch.images, batch.labels, first_locations, noise, share.weight)
+        return self.world.mean(losses, share.weight)
 
     def evaluate(self, loader: Loader) -> Metrics:
         return evaluate(self.model, loader, self.config)
@@ -190,7 +199,8 @@ class Trainer:
         metrics = self.evaluate(self.test_loader)
         count = self.test_loader.num_images
         record = {**metrics._asdict(), "images": count, "M": self.config.M, "epoch": self.epoch}
-        record_test(self.config, record, self.best_valid_acc)
+        if self.world.is_main:
+            record_test(self.config, record, self.best_valid_acc)
         print(f"[*] Test Acc: {metrics.correct}/{count} ({metrics.acc:.2f}% - {100 - metrics.acc:.2f}%)")
         return metrics
 
@@ -224,7 +234,10 @@ class Trainer:
         save_glimpses(self.config.run_plots / f"glimpses_{self.epoch}.npz", glimpses)
 
     def save_checkpoint(self, is_best: bool = False):
-        """Writes best.pt if this epoch is the best, then last.pt: cut off between the two, the epoch is done again."""
+        """Writes best.pt if this epoch is the best, then last.pt: cut off between the two, the epoch is done again.
+
+        One process writes, and none goes on or ends before.
+        """
         checkpoint = {
             "epoch": self.epoch,
             "step": self.step,
@@ -238,8 +251,11 @@ class Trainer:
             "model_args": self.model_args,
             "data": self.spec._asdict(),
             "config": asdict(self.config),
+            "processes": self.world.size,
         }
-        save_checkpoint(checkpoint, *[self.config.run_dir / "best.pt"] * is_best, self.config.run_dir / "last.pt")
+        if self.world.is_main:
+            save_checkpoint(checkpoint, *[self.config.run_dir / "best.pt"] * is_best, self.config.run_dir / "last.pt")
+        self.world.agree(None)
 
     def load_checkpoint(self, checkpoint: dict):
         """Takes up a run where the checkpoint left it.

@@ -12,14 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import Config
+from config import Config, InputError
+from distributed import ALONE, World
 
 
-def pick_device(use_gpu: bool) -> torch.device:
-    """CUDA, else Apple's MPS, else the CPU."""
+def pick_device(use_gpu: bool, world: World = ALONE) -> torch.device:
+    """CUDA, a GPU for each process; else, for a process by itself, Apple's MPS; else the CPU.
+
+    Raises:
+        InputError: there are more processes than GPUs.
+    """
     if use_gpu and torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if world.local_rank >= count:
+            raise InputError(f"this machine has {count} GPUs: --nproc_per_node={count}, or --use_gpu=False")
+        torch.cuda.set_device(world.local_rank)
         return torch.device("cuda")
-    if use_gpu and torch.backends.mps.is_available():
+    if use_gpu and torch.backends.mps.is_available() and world.size == 1:
         return torch.device("mps")
     return torch.device("cpu")
 
@@ -87,9 +96,13 @@ class StopSignal:
     """Notes the first SIGINT or SIGTERM for the training to read; a second one acts as it would without this.
 
     Elsewhere than in the main thread, where Python hears no signals, it notes nothing.
+
+    Args:
+        echoes: a second one means nothing: torchrun sends on to its processes what they have received already.
     """
 
-    def __init__(self):
+    def __init__(self, echoes: bool = False):
+        self.echoes = echoes
         self.received: int | None = None
 
     def __enter__(self) -> "StopSignal":
@@ -100,14 +113,16 @@ class StopSignal:
 
     def _note(self, number: int, frame):
         self.received = number
-        self._restore()
+        if not self.echoes:
+            self._restore()
 
     def _restore(self):
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
     def __exit__(self, *error):
-        self._restore()
+        if not (self.echoes and self.received):
+            self._restore()
 
 
 def random_states() -> list[Tensor]:
@@ -135,9 +150,9 @@ class NullWriter:
         pass
 
 
-def make_writer(config: Config, epoch: int):
+def make_writer(config: Config, epoch: int, is_main: bool):
     """TensorBoard's writer, which drops what an earlier process logged after this epoch; or one that writes nothing."""
-    if not config.use_tensorboard:
+    if not (config.use_tensorboard and is_main):
         return NullWriter()
     from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 

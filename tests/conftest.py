@@ -1,6 +1,10 @@
 """What the tests share: where real data may lie, and a small run of the real thing on the bundled digits."""
 
+import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ import torch
 from config import Config, get_config
 from main import main
 
+ROOT = Path(__file__).parents[1]
 SHARED_DATA = Path(os.environ.get("RAM_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
 SIZES = {"patch_size": 4, "num_patches": 2, "glimpse_scale": 2, "num_channels": 1, "loc_hidden": 8, "glimpse_hidden": 8,
          "hidden_size": 12, "std": 0.1, "num_classes": 3, "locator_hidden": 6, "num_glimpses": 4,
@@ -17,6 +22,34 @@ SIZES = {"patch_size": 4, "num_patches": 2, "glimpse_scale": 2, "num_channels": 
 # What the tests compute is too small to share between cores; the commands they start inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+
+class ForkServer:
+    """See fork_server.py."""
+
+    log: Path  # what the commands print
+
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("fork_server.py")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+
+    def ask(self, line: str) -> int:
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def start(self, *flags: str, **environment: str) -> int:
+        return self.ask(json.dumps([str(self.log), environment, *flags]))
+
+    def wait(self, pid: int) -> int:
+        return self.ask(f"wait {pid}")
+
+    def wait_for(self, text: str):
+        """Until a command has printed this."""
+        while text not in (self.log.read_text() if self.log.exists() else ""):
+            time.sleep(0.005)
 
 
 @pytest.fixture
@@ -45,6 +78,20 @@ def run(flags):
         return config
 
     return call
+
+
+@pytest.fixture(scope="session")
+def fork_server():
+    server = ForkServer()
+    yield server
+    server.process.kill()
+    server.process.wait()
+
+
+@pytest.fixture
+def server(fork_server, tmp_path) -> ForkServer:
+    fork_server.log = tmp_path / "log"
+    return fork_server
 
 
 @pytest.fixture

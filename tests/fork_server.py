@@ -1,7 +1,8 @@
 """Runs commands of main.py in processes of their own without importing torch anew for each: a helper of the tests.
 
-Reads a line of JSON flags from stdin, forks, and answers with the child's process number; the child runs the command
-with its output in the file that the flags begin with. A line "wait PID" answers with that child's exit code.
+Reads a line of JSON from stdin, forks, and answers with the child's process number. The line holds a file, variables
+and flags: the child runs the command of these flags, with its output in the file and the variables in its environment.
+A line "wait PID" answers with that child's exit code.
 """
 
 import functools
@@ -17,15 +18,17 @@ import main
 import trainer  # noqa: F401
 
 torch.set_num_threads(1)
+torch.optim.Adam([torch.zeros(1)])  # imports a second's worth more of torch
 sklearn.datasets.load_digits = functools.cache(sklearn.datasets.load_digits)
 sklearn.datasets.load_digits()
 for line in sys.stdin:
     if line.startswith("wait "):
         answer = os.waitstatus_to_exitcode(os.waitpid(int(line.split()[1]), 0)[1])
     else:
-        log, *flags = json.loads(line)
+        log, environment, *flags = json.loads(line)
         answer = os.fork()
         if answer == 0:
+            os.environ.update(environment)
             output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             for stream in (1, 2):
                 os.dup2(output, stream)

@@ -6,8 +6,6 @@ import os
 import random
 import resource
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,43 +22,7 @@ from runs import load_checkpoint, write_whole
 from trainer import Trainer
 from utils import Interrupted
 
-ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
-
-
-class ForkServer:
-    """See fork_server.py."""
-
-    def __init__(self, log: Path):
-        self.log = log
-        self.process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("fork_server.py")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-
-    def ask(self, line: str) -> int:
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
-
-    def start(self, *flags: str) -> int:
-        return self.ask(json.dumps([str(self.log), *flags]))
-
-    def wait(self, pid: int) -> int:
-        return self.ask(f"wait {pid}")
-
-    def wait_for(self, text: str):
-        """Until a command has printed this."""
-        while text not in (self.log.read_text() if self.log.exists() else ""):
-            time.sleep(0.005)
-
-
-@pytest.fixture
-def server(tmp_path):
-    server = ForkServer(tmp_path / "log")
-    yield server
-    server.process.kill()
-    server.process.wait()
 
 
 def saved(config) -> list[dict]:

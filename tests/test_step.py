@@ -89,7 +89,9 @@ def test_every_compiled_step_takes_the_noise_it_is_given(device):
     batch = torch.randn(32, 1, 28, 28, device=device), torch.zeros(32, dtype=torch.long, device=device)
     starts = torch.zeros(32, 2, device=device)
     noise = torch.randn(3, 32, 2, device=device), torch.randn(3, 32, 2, device=device)
-    first, second, again = (step.full_batch_losses(*batch, starts, n).reinforce.item() for n in (*noise, noise[0]))
+    first, second, again = (
+        step.objective.full_batch_losses(*batch, starts, n).reinforce.item() for n in (*noise, noise[0])
+    )
     assert first == again != second
 
 

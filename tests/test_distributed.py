@@ -1,0 +1,143 @@
+"""Several processes train one model as one process would: the same losses, exact counts, one writer, one last word."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, ForkServer
+from test_trainer import metrics_of
+from torch.distributed import TCPStore
+
+from canvas import draw_canvases
+from config import get_config
+from distributed import Share, World
+from runs import load_checkpoint
+
+TERMS = ("loss", "loss_action", "loss_baseline", "loss_reinforce")
+# All that a step draws, and batches that leave the last one uneven: 1,295 training images are 20 * 64 + 15.
+SETTINGS = ["--epochs=3", "--compile=False", "--canvas_size=34", "--num_clutter=2", "--clip_grad_norm=1"]
+
+
+class Member(World):
+    def __init__(self, rank: int, size: int):
+        self.rank, self.size = rank, size
+
+
+def start(server: ForkServer, size: int, *flags: str) -> list[int]:
+    """The process numbers of a team of this size, whose members know what torchrun tells them and meet as there."""
+    server.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    told = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True"}  # fmt: skip
+    return [server.start(*flags, **told, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(size)]
+
+
+def wait(server: ForkServer, members: list[int]) -> list[int]:
+    return [server.wait(member) for member in members]
+
+
+def assert_same_curve(a, b):
+    """Losses that differ by rounding alone, over three epochs, and counts that do not differ at all."""
+    assert [line["epoch"] for line in metrics_of(a)] == [line["epoch"] for line in metrics_of(b)] == [1, 2, 3]
+    for one, other in zip(metrics_of(a), metrics_of(b), strict=True):
+        assert one["lr"] == other["lr"]
+        for part in ("train", "valid"):
+            assert one[part]["correct"] == other[part]["correct"]
+            assert [one[part][term] for term in TERMS] == pytest.approx(
+                [other[part][term] for term in TERMS], rel=1e-4, abs=1e-5
+            )
+    for name in ("last.pt", "best.pt"):
+        weights, others = (load_checkpoint(config.run_dir / name)["model_state"] for config in (a, b))
+        assert weights.keys() == others.keys()
+        for key in weights:
+            torch.testing.assert_close(weights[key], others[key], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_shares_cover_a_batch_once_and_weigh_its_mean_right(size):
+    for count in range(1, 20):
+        values = torch.rand(count, dtype=torch.float64)
+        shares = [Member(rank, size).share(count) for rank in range(size)]
+        counted = [values[share.part][: share.images] for share in shares]
+        assert torch.equal(torch.cat(counted), values)
+        assert max(map(len, counted)) - min(map(len, counted)) <= 1
+        assert all(len(values[share.part]) > 0 for share in shares)  # each takes part in the step
+        means = torch.stack([values[share.part].mean() * share.weight for share in shares])
+        torch.testing.assert_close(means.mean(), values.mean())
+    assert World().share(7) == Share(slice(0, 7), 7, 1.0)
+
+
+def test_a_part_of_the_canvases_equals_that_part_of_all():
+    pool = torch.randint(256, (20, 1, 9, 9), dtype=torch.uint8)
+
+    def draw(images, **share):
+        generator = torch.Generator().manual_seed(3)
+        return draw_canvases(images, pool, size=16, num_clutter=3, generator=generator, **share)
+
+    part = slice(2, 5)
+    assert torch.equal(draw(pool[:8][part], share=(part, 8)), draw(pool[:8])[part])
+
+
+def test_torchrun_trains_as_one_process_of_twice_the_batch_does(flags, run):
+    one = run(*SETTINGS, "--batch_size=64", "--run_name=one")
+    two = [*flags, *SETTINGS, "--batch_size=32", "--run_name=two"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "main.py"]
+    result = subprocess.run([*launch, *two], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert_same_curve(one, get_config(two))
+    lines = result.stdout.splitlines()
+    assert [line.split(" - ")[0] for line in lines[1:-1]] == ["Epoch 1/3", "Epoch 2/3", "Epoch 3/3"]
+    assert len(list(get_config(two).run_plots.iterdir())) == 3
+
+
+def test_counts_are_exact_where_a_batch_has_fewer_images_than_there_are_processes(server, flags, run, capsys):
+    """1,295 training images are 1,293 and 2, the 143 of validation 6 * 21 + 17, the 359 of the test 17 * 21 + 2."""
+    one = run(*SETTINGS, "--batch_size=1293", "--run_name=one")
+    three = [*flags, *SETTINGS, "--batch_size=431", "--run_name=three"]
+    assert wait(server, start(server, 3, *three)) == [0, 0, 0]
+    assert_same_curve(one, get_config(three))
+    run("--run_name=three", "--is_train=False")
+    alone = capsys.readouterr().out.splitlines()[-1]
+    tests = [*flags, "--run_name=three", "--is_train=False", "--batch_size=7"]
+    assert wait(server, start(server, 3, *tests)) == [0, 0, 0]
+    assert server.log.read_text().count("Test Acc") == 1
+    assert server.log.read_text().splitlines()[-1] == alone
+
+
+def test_a_signal_to_one_stops_all_after_one_step_and_another_number_goes_on(server, flags, run):
+    straight = run(*SETTINGS, "--batch_size=16", "--run_name=straight")
+    parts = [*flags, *SETTINGS, "--run_name=parts"]
+    members = start(server, 2, *parts, "--batch_size=8")
+    config = get_config([*parts, "--batch_size=8"])
+    while not (config.run_dir / "last.pt").exists():  # the first epoch is done
+        time.sleep(0.005)
+    os.kill(members[1], signal.SIGTERM)
+    assert wait(server, members) == [128 + signal.SIGTERM] * 2
+    stopped = load_checkpoint(config.run_dir / "last.pt")
+    assert (stopped["epoch"], stopped["step"]) > (1, 0) and stopped["processes"] == 2
+    assert server.log.read_text().count("--resume=True goes on there") == 1
+    assert run("--resume=True", "--run_name=parts").num_glimpses == straight.num_glimpses
+    assert load_checkpoint(config.run_dir / "last.pt")["config"]["batch_size"] == 16
+    assert_same_curve(straight, config)
+    assert wait(server, start(server, 3, *flags, "--resume=True", "--run_name=parts")) == [1] * 3
+    assert "takes 16 images a step, which 3 processes cannot share" in server.log.read_text()
+
+
+@pytest.mark.parametrize("wrong, why", [("--std=0", "std=0.0 is not allowed"), ("--epochs=1", "holds a run already")])
+def test_an_error_of_one_ends_all_with_one_line(server, flags, run, wrong, why):
+    before = run("--epochs=1")
+    saved = (before.run_dir / "last.pt").read_bytes()
+    assert wait(server, start(server, 2, *flags, wrong)) == [1, 1]
+    told = [line for line in server.log.read_text().splitlines() if not line.startswith("[*]")]
+    assert len(told) == 1 and why in told[0]
+    assert (before.run_dir / "last.pt").read_bytes() == saved
+
+
+def test_no_process_waits_for_a_dead_one(server, flags):
+    members = start(server, 2, *flags, "--epochs=1000", "--compile=False")
+    server.wait_for("Epoch 1/1000")
+    os.kill(members[1], signal.SIGKILL)
+    assert wait(server, members) == [1, -signal.SIGKILL]
