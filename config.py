@@ -77,6 +77,9 @@ class Config:
     scan_radius: float = 0.4
     """The policy starts by looking around on a circle of this radius, with a learned bias per glimpse; 0 starts every
     glimpse at the centre, as the paper's location network does."""
+    policy: Literal["learned", "random", "scan", "oracle"] = "learned"
+    """Where to look after the first glimpse, which is random: as the location network learns to; anywhere; along the
+    circle of scan_radius, which stays as it is; or at the image that was placed on a canvas, as only an oracle can."""
     std: float = 0.05
     """Standard deviation of the policy's Gaussian; a location spans -1 to 1 across the image."""
     std_start: float = 0.0
@@ -170,6 +173,8 @@ class Config:
             self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
         self._require("valid_size", 0 < self.valid_size < 1, "above 0 and below 1")
         self._require("scan_radius", 0 <= self.scan_radius < 1, "at least 0 and below 1")
+        self._require("policy", self.policy != "scan" or self.scan_radius, "another where --scan_radius= is 0")
+        self._require("policy", self.policy != "oracle" or self.canvas_size, "another without a --canvas_size=")
         self._require("momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
         for name in ("reinforce_weight", "clip_grad_norm", "std_start"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "a finite number of at least 0")

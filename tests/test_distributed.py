@@ -75,7 +75,7 @@ def test_a_part_of_the_canvases_equals_that_part_of_all():
 
     def draw(images, **share):
         generator = torch.Generator().manual_seed(3)
-        return draw_canvases(images, pool, size=16, num_clutter=3, generator=generator, **share)
+        return draw_canvases(images, pool, size=16, num_clutter=3, generator=generator, **share).images
 
     part = slice(2, 5)
     assert torch.equal(draw(pool[:8][part], share=(part, 8)), draw(pool[:8])[part])
