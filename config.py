@@ -214,9 +214,21 @@ class Config:
         return Path(self.plot_dir) / self.name
 
     @property
+    def is_shipped(self) -> bool:
+        """Whether a test is of a model that export.py put by itself into ckpt_dir, and of no run."""
+        return not self.is_train and not self.run_dir.exists() and (Path(self.ckpt_dir) / f"{self.task}.pt").exists()
+
+    @property
     def checkpoint_path(self) -> Path:
         """What a test loads, or a resumed training."""
+        if self.is_shipped:
+            return Path(self.ckpt_dir) / f"{self.task}.pt"
         return self.run_dir / ("best.pt" if self.best and not self.is_train else "last.pt")
+
+    @property
+    def params_path(self) -> Path:
+        """The settings that go with it."""
+        return self.checkpoint_path.with_suffix(".json") if self.is_shipped else self.run_dir / "params.json"
 
 
 def _fits(value, kind) -> bool:
@@ -257,7 +269,7 @@ def get_config(argv: list[str] | None = None) -> Config:
     if config.is_train and not config.resume:
         return config
 
-    saved = _read_params(config.run_dir / "params.json")
+    saved = _read_params(config.params_path)
     if saved is None:  # the checkpoint's absence, if that is the matter, is reported where it is read
         return config
     begun = replace(saved, **{name: getattr(config, name) for name in PER_CALL})
@@ -267,7 +279,7 @@ def get_config(argv: list[str] | None = None) -> Config:
         value, before = getattr(config, name), getattr(begun, name)
         if value != before and name not in free:
             raise InputError(
-                f"{name}={value} contradicts the run in {config.run_dir}, which has {name}={before}: "
+                f"{name}={value} contradicts the run in {begun.params_path.parent}, which has {name}={before}: "
                 f"leave the flag out, or train another run with --run_name="
             )
     return config

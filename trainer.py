@@ -201,7 +201,7 @@ class Trainer:
         metrics = self.evaluate(self.test_loader)
         count = self.test_loader.num_images
         record = {**metrics._asdict(), "images": count, "M": self.config.M, "epoch": self.epoch}
-        if self.world.is_main:
+        if self.world.is_main and not self.config.is_shipped:
             record_test(self.config, record, self.best_valid_acc)
         print(f"[*] Test Acc: {metrics.correct}/{count} ({metrics.acc:.2f}% - {100 - metrics.acc:.2f}%)")
         return metrics
