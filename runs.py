@@ -239,9 +239,7 @@ def record_test(config: Config, test: dict, best_valid_acc: float):
     """
     path = config.run_dir / "test.json"
     tests = {f"M={test['M']}": test}
-    with contextlib.suppress(
-        OSError, ValueError, KeyError, AttributeError, TypeError
-    ):
+    with contextlib.suppress(OSError, ValueError, KeyError, AttributeError, TypeError):
         before = json.loads(path.read_text())["tests"].items()
         tests = {**{name: other for name, other in before if other["epoch"] == test["epoch"]}, **tests}
     epochs = read_metrics(config.run_dir / "metrics.jsonl")
