@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 DATA_DIR ?= ./data
 
-.PHONY: demo train test lint
+.PHONY: demo train test lint tables
 .DELETE_ON_ERROR:
 
 # Train on the bundled digits, test, animate: no download, about a minute.
@@ -18,6 +18,10 @@ train: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(PYTHON) -m pytest
+
+# Write the README's tables from the recorded runs.
+tables: $(VENV)/installed
+	$(PYTHON) tables.py
 
 lint: $(VENV)/installed
 	$(PYTHON) -m ruff check .

@@ -3,13 +3,20 @@
 After the authors' generator of Cluttered MNIST: windows cut from other images of the same split, then the image itself,
 each added to an empty canvas at a uniformly random place, and the sum cut off at white.
 
-    canvases = draw_canvases(images, pool, size=60, num_clutter=4, generator=generator)
+    images, centres = draw_canvases(images, pool, size=60, num_clutter=4, generator=generator)
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 WINDOW = 8  # width and height of a clutter piece, in pixels
+
+
+class Canvases(NamedTuple):
+    images: Tensor  # (B, C, size, size) uint8
+    centres: Tensor  # (B, 2), (x, y) in [-1, 1] of the middle of the image that was placed
 
 
 def draw_canvases(
@@ -20,7 +27,7 @@ def draw_canvases(
     num_clutter: int,
     generator: torch.Generator | None = None,
     share: tuple[slice, int] | None = None,
-) -> Tensor:
+) -> Canvases:
     """Places each image on a canvas of its own, among clutter.
 
     Args:
@@ -30,8 +37,6 @@ def draw_canvases(
         num_clutter: pieces per canvas.
         generator: source of pieces and places, on the images' device.
         share: (part, count), where the images are this part of a batch of so many, to be placed as in the whole batch.
-    Returns:
-        (B, C, size, size) uint8.
     """
     batch, channels, height, width = images.shape
     part, count = share or (slice(None), batch)
@@ -48,8 +53,10 @@ def draw_canvases(
         column = draw(width - columns, num_clutter)[..., None, None] + _steps(columns, images)
         pieces = pool[source, :, row, column].permute(0, 1, 4, 2, 3)  # (B, num_clutter, C, rows, columns)
         _add(canvas, pieces, draw(size - rows, num_clutter), draw(size - columns, num_clutter), size)
-    _add(canvas, images[:, None], draw(size - height, 1), draw(size - width, 1), size)
-    return canvas.clamp_(max=255).to(torch.uint8).view(batch, channels, size, size)
+    top, left = draw(size - height, 1), draw(size - width, 1)
+    _add(canvas, images[:, None], top, left, size)
+    middles = torch.cat([left + width / 2, top + height / 2], dim=1)  # (B, 2), in pixels
+    return Canvases(canvas.clamp_(max=255).to(torch.uint8).view(batch, channels, size, size), middles / size * 2 - 1)
 
 
 def _add(canvas: Tensor, pieces: Tensor, tops: Tensor, lefts: Tensor, size: int):

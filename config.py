@@ -77,6 +77,9 @@ class Config:
     scan_radius: float = 0.4
     """The policy starts by looking around on a circle of this radius, with a learned bias per glimpse; 0 starts every
     glimpse at the centre, as the paper's location network does."""
+    policy: Literal["learned", "random", "scan", "oracle"] = "learned"
+    """Where to look after the first glimpse, which is random: as the location network learns to; anywhere; along the
+    circle of scan_radius, which stays as it is; or at the image that was placed on a canvas, as only an oracle can."""
     std: float = 0.05
     """Standard deviation of the policy's Gaussian; a location spans -1 to 1 across the image."""
     std_start: float = 0.0
@@ -170,6 +173,8 @@ class Config:
             self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
         self._require("valid_size", 0 < self.valid_size < 1, "above 0 and below 1")
         self._require("scan_radius", 0 <= self.scan_radius < 1, "at least 0 and below 1")
+        self._require("policy", self.policy != "scan" or self.scan_radius, "another where --scan_radius= is 0")
+        self._require("policy", self.policy != "oracle" or self.canvas_size, "another without a --canvas_size=")
         self._require("momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
         for name in ("reinforce_weight", "clip_grad_norm", "std_start"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "a finite number of at least 0")
@@ -209,9 +214,21 @@ class Config:
         return Path(self.plot_dir) / self.name
 
     @property
+    def is_shipped(self) -> bool:
+        """Whether a test is of a model that export.py put by itself into ckpt_dir, and of no run."""
+        return not self.is_train and not self.run_dir.exists() and (Path(self.ckpt_dir) / f"{self.task}.pt").exists()
+
+    @property
     def checkpoint_path(self) -> Path:
         """What a test loads, or a resumed training."""
+        if self.is_shipped:
+            return Path(self.ckpt_dir) / f"{self.task}.pt"
         return self.run_dir / ("best.pt" if self.best and not self.is_train else "last.pt")
+
+    @property
+    def params_path(self) -> Path:
+        """The settings that go with it."""
+        return self.checkpoint_path.with_suffix(".json") if self.is_shipped else self.run_dir / "params.json"
 
 
 def _fits(value, kind) -> bool:
@@ -252,7 +269,7 @@ def get_config(argv: list[str] | None = None) -> Config:
     if config.is_train and not config.resume:
         return config
 
-    saved = _read_params(config.run_dir / "params.json")
+    saved = _read_params(config.params_path)
     if saved is None:  # the checkpoint's absence, if that is the matter, is reported where it is read
         return config
     begun = replace(saved, **{name: getattr(config, name) for name in PER_CALL})
@@ -262,7 +279,7 @@ def get_config(argv: list[str] | None = None) -> Config:
         value, before = getattr(config, name), getattr(begun, name)
         if value != before and name not in free:
             raise InputError(
-                f"{name}={value} contradicts the run in {config.run_dir}, which has {name}={before}: "
+                f"{name}={value} contradicts the run in {begun.params_path.parent}, which has {name}={before}: "
                 f"leave the flag out, or train another run with --run_name="
             )
     return config

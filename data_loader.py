@@ -1,7 +1,7 @@
 """Batches of images and labels: in memory as bytes, or streamed; placed on canvases, normalised, on the device.
 
 train_loader, valid_loader = get_train_valid_loader(get_config(["--task=digits"]), torch.device("cpu"))
-for images, labels, count in train_loader: ...
+for images, labels, centres, count in train_loader: ...
 """
 
 import io
@@ -25,6 +25,7 @@ SAMPLE = 10_000  # images or canvases from which mean and standard deviation are
 class Batch(NamedTuple):
     images: Tensor  # (B, C, H, W) float32, normalised
     labels: Tensor  # (B,) int64
+    centres: Tensor  # (B, 2), (x, y) in [-1, 1] of the middle of what was placed on a canvas; without one, 0
     count: int  # images of the whole batch, of which each of several processes has its share
 
 
@@ -91,7 +92,7 @@ class Loader:
         num_workers: int = 0,
     ):
         if isinstance(examples, Examples):
-            examples = Examples(*(tensor.to(device) for tensor in examples))
+            examples = examples.map(lambda tensor: tensor.to(device))
         self.examples = examples
         self.batch_size = batch_size
         self.device = device
@@ -105,6 +106,12 @@ class Loader:
     @property
     def num_images(self) -> int:
         return len(self.examples.labels)
+
+    @property
+    def centres(self) -> Tensor:
+        """(N, 2), of what each image shows, (x, y) in [-1, 1]; where it is placed anew at each visit, of no use."""
+        stored = getattr(self.examples, "centres", None)
+        return torch.zeros(self.num_images, 2) if stored is None else stored
 
     def __len__(self) -> int:
         return -(-self.num_images // self.batch_size)
@@ -134,9 +141,10 @@ class Loader:
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
         """The batches of a pass, from the first-th on, as if those before it had been given."""
-        for step, (images, labels) in enumerate(self.raw(first), start=first):
+        for step, (images, labels, centres) in enumerate(self.raw(first), start=first):
             count = min(self.batch_size, self.num_images - step * self.batch_size)
-            yield Batch((images - self.mean).div_(self.std), labels, count)  # in place: a large batch is 80 MB
+            centres = torch.zeros(len(labels), 2, device=self.device) if centres is None else centres
+            yield Batch((images - self.mean).div_(self.std), labels, centres, count)  # a large batch is 80 MB
 
     def raw(self, first: int = 0) -> Iterator[Examples]:
         """The batches before they are normalised, uint8."""
@@ -152,13 +160,13 @@ class Loader:
                 yield Examples(images.to(self.device), labels.to(self.device))
             return
         for step, (index, share) in enumerate(zip(batches, shares, strict=True), start=first):
-            images, labels = self.examples.take(index)
+            images, labels, centres = self.examples.take(index)
             if self.canvas:
                 generator = make_generator(Stream.CANVAS, self.canvas_seed, self.epoch, step, self.device)
-                images = draw_canvases(
+                images, centres = draw_canvases(
                     images, self.examples.images, **self.canvas._asdict(), generator=generator, share=share
                 )
-            yield Examples(images, labels)
+            yield Examples(images, labels, centres)
 
 
 def get_train_valid_loader(config: Config, device: torch.device, world: World = ALONE) -> tuple[Loader, Loader]:

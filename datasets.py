@@ -5,7 +5,7 @@ examples, classes = read_examples(get_config(["--task=digits"]), train=True)
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +23,13 @@ IN_MEMORY = 2 * 2**30  # bytes of a folder's images up to which they are kept in
 class Examples(NamedTuple):
     images: Tensor  # (N, C, H, W) uint8
     labels: Tensor  # (N,) int64
+    centres: Tensor | None = None  # (N, 2), (x, y) in [-1, 1] of what each image shows; None: all in the middle
 
     def take(self, index: Tensor) -> "Examples":
-        return Examples(self.images[index], self.labels[index])
+        return self.map(lambda tensor: tensor[index])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Examples":
+        return Examples(*(None if tensor is None else function(tensor) for tensor in self))
 
 
 class ImageFiles(Dataset):

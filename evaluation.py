@@ -12,6 +12,7 @@ from tqdm import tqdm
 from config import Config
 from data_loader import Loader
 from model import draw_first_locations, hybrid_loss
+from policies import given_locations
 from utils import AverageMeter, Stream, make_generator
 
 
@@ -33,14 +34,14 @@ def evaluate(model: nn.Module, loader: Loader, config: Config) -> Metrics:
     Loss terms are means over the M rollouts; the answer is the class of the highest mean probability.
     """
     model.eval()
-    first_locations = evaluation_starts(config, loader.num_images).to(loader.device)
+    locations = evaluation_locations(config, loader)
     meter = AverageMeter()
     correct = torch.zeros((), dtype=torch.long, device=loader.device)
     begin = 0
-    for images, labels, count in tqdm(loader, desc="Evaluate", leave=False, disable=loader.world.hide_bars):
+    for images, labels, _, count in tqdm(loader, desc="Evaluate", leave=False, disable=loader.world.hide_bars):
         share = loader.world.share(count)
-        starts = first_locations[:, begin : begin + count][:, share.part]
-        rollouts = [model(images, first) for first in starts]
+        given = locations[:, begin : begin + count][:, share.part]
+        rollouts = [model(images, each) for each in given]
         losses = [hybrid_loss(rollout, labels, reinforce_weight=config.reinforce_weight) for rollout in rollouts]
         meter.update(torch.stack([torch.stack(terms) for terms in losses]).mean(dim=0), share.images)
         probabilities = torch.stack([rollout.log_probs.exp() for rollout in rollouts]).mean(dim=0)
@@ -51,7 +52,14 @@ def evaluate(model: nn.Module, loader: Loader, config: Config) -> Metrics:
     return Metrics(*losses, acc=100 * correct / loader.num_images, correct=correct)
 
 
-def evaluation_starts(config: Config, count: int) -> Tensor:
-    """(M, count, 2): drawn on the CPU, so that every device begins at the same places."""
+def evaluation_locations(config: Config, loader: Loader) -> Tensor:
+    """What M rollouts are told of where to look in a loader's N images: (M, N, 2), or (M, N, T, 2) for whole paths.
+
+    Drawn on the CPU, so that every device begins at the same places.
+    """
+    count = config.M * loader.num_images
     generator = make_generator(Stream.EVALUATION, config.random_seed)
-    return draw_first_locations(config.M * count, torch.device("cpu"), generator).view(config.M, count, 2)
+    first_locations = draw_first_locations(count, torch.device("cpu"), generator)
+    centres = loader.centres.cpu().repeat(config.M, 1)
+    locations = given_locations(config, first_locations, centres, generator)
+    return locations.view(config.M, loader.num_images, *locations.shape[1:]).to(loader.device)

@@ -158,8 +158,7 @@ class LocationNetwork(nn.Module):
         self.mean = nn.Linear(locator_hidden or hidden_size, 2)
         self.scan = None
         if scan_radius:
-            angles = 2 * math.pi * torch.arange(num_steps) / max(num_steps, 1)
-            self.scan = nn.Parameter(torch.atanh(scan_radius * torch.stack([angles.cos(), angles.sin()], dim=1)))
+            self.scan = nn.Parameter(torch.atanh(circle(num_steps, scan_radius)))
 
     def forward(self, hidden: Tensor, step: int) -> Tensor:
         """The mean of the next location.
@@ -174,6 +173,12 @@ class LocationNetwork(nn.Module):
         if self.scan is not None:
             mean = mean + self.scan[step]
         return torch.tanh(mean)
+
+
+def circle(count: int, radius: float) -> Tensor:
+    """Locations around the centre, evenly spread: (count, 2)."""
+    angles = 2 * math.pi * torch.arange(count) / max(count, 1)
+    return radius * torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
 class ActionNetwork(nn.Module):

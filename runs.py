@@ -74,7 +74,7 @@ def open_run(config: Config) -> Iterator[None]:
                 shutil.rmtree(folder, ignore_errors=True)
         if not config.resume:
             write_whole(config.run_dir / "environment.json", (json.dumps(surroundings(), indent=2) + "\n").encode())
-        write_whole(config.run_dir / "params.json", params_json(config).encode())
+        write_whole(config.params_path, params_json(config).encode())
         yield
     finally:
         lock.release()
@@ -230,18 +230,29 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def record_test(config: Config, test: dict, best_valid_acc: float):
-    """Writes test.json: what a test found, with all that it depends on. Where it cannot be written, says so."""
+    """Writes test.json: what tests found, with all that it depends on. Where it cannot be written, says so.
+
+    Args:
+        config: of the test.
+        test: its metrics, and the M and epoch that they hold for; tests of the same epoch with another M are kept.
+        best_valid_acc: of the run, in %.
+    """
+    path = config.run_dir / "test.json"
+    tests = {f"M={test['M']}": test}
+    with contextlib.suppress(OSError, ValueError, KeyError, AttributeError, TypeError):
+        before = json.loads(path.read_text())["tests"].items()
+        tests = {**{name: other for name, other in before if other["epoch"] == test["epoch"]}, **tests}
     epochs = read_metrics(config.run_dir / "metrics.jsonl")
     record = {
-        "test": test,
+        "tests": tests,
         "best_valid_acc": best_valid_acc,
-        "seconds": sum(epoch["seconds"] for epoch in epochs),
         "valid_acc_per_epoch": [epoch["valid"]["acc"] for epoch in epochs],
+        "seconds_per_epoch": [epoch["seconds"] for epoch in epochs],
         "config": asdict(config),
         "trained_with": read_environment(config.run_dir),
     }
     try:
-        write_whole(config.run_dir / "test.json", (json.dumps(record, indent=2) + "\n").encode())
+        write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
     except InputError as error:  # a finished model may well lie where nobody can write
         print(f"[!] {error}")
 

@@ -13,6 +13,7 @@ from config import Config
 from data_loader import DataSpec
 from distributed import ALONE, World
 from model import Losses, RecurrentAttention, hybrid_loss
+from policies import given_locations
 
 COMPILING_PAYS_AFTER = 10_000  # steps
 
@@ -59,8 +60,8 @@ class TrainingStep:
         self.model = model
         self.optimizer = optimizer
         self.objective = Objective(config, model)
-        # A single glimpse trains no policy.
-        self.shared_objective = world.parallel(self.objective, some_unused=config.num_glimpses == 1)
+        learns = config.policy == "learned" and config.num_glimpses > 1
+        self.shared_objective = world.parallel(self.objective, some_unused=not learns)
 
     def __call__(
         self, images: Tensor, labels: Tensor, first_locations: Tensor, noise: Tensor, weight: float = 1.0
@@ -70,7 +71,7 @@ class TrainingStep:
         Args:
             images: (B, C, H, W), normalised.
             labels: (B,).
-            first_locations, noise: (B, 2) and (T - 1, B, 2), see `RecurrentAttention.forward`.
+            first_locations, noise: (B, 2) or (B, K, 2), and (T - 1, B, 2), see `RecurrentAttention.forward`.
             weight: of this process's gradient in the mean over the processes.
         """
         losses = self.shared_objective(images, labels, first_locations, noise)
@@ -102,10 +103,12 @@ class TrainingStep:
         count = self.config.batch_size
         images = torch.zeros(count, spec.num_channels, spec.height, spec.width, device=device)
         labels = torch.zeros(count, dtype=torch.long, device=device)
+        starts = torch.zeros(count, 2, device=device)
+        locations = given_locations(self.config, starts, centres=starts)
         noise = torch.zeros(self.config.num_glimpses - 1, count, 2, device=device)
         try:
             self.model.train()
-            compiled(images, labels, torch.zeros(count, 2, device=device), noise).total.backward()
+            compiled(images, labels, locations, noise).total.backward()
         except Exception as error:  # a compiler may be missing, or fail in ways of its own
             print(f"[!] Compiling failed ({type(error).__name__}); training goes on without")
             return

@@ -1,55 +1,139 @@
-"""Writes the README's table of results from the recorded runs in results/.
+"""Writes the README's tables of results from the recorded runs in results/.
 
-cp ckpt/ram_6_8x8_1/test.json results/mnist_seed1.json    # what a test left beside its checkpoints
-python tables.py
+    cp ckpt/mine/test.json results/mnist_6_seed1.json    # what tests left beside a run's checkpoints
+    make tables
+
+A row is the mean over the runs that differ in nothing but their seed. The numbers beside it were published or quoted by
+others.
 """
 
 import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parent
-BEGIN, END = "<!-- results: written by tables.py -->\n", "<!-- end of results -->"
+BEGIN, END = "<!-- {}: written by tables.py -->\n", "<!-- end of {} -->"
+LEARNED, CENTRE, SCAN, RANDOM, ORACLE = "learned", "learned, the paper's start", "fixed scan", "random", "oracle"
+
+
+class Row(NamedTuple):
+    """An experiment, and what others found in it: test errors in %."""
+
+    task: str
+    glimpses: int
+    policy: str = LEARNED
+    arxiv: float | None = None  # the paper's first version on arXiv
+    nips: float | None = None  # the paper as published at NIPS 2014
+    others: str = ""
+
+
+TORCH, TFRAM, ORIGINAL = "Torch blog", "tfRAM", "the original"
+ROWS = (
+    Row("mnist", 2, arxiv=6.27, nips=3.79),
+    Row("mnist", 3, nips=1.51),
+    Row("mnist", 4, arxiv=1.73, nips=1.54),
+    Row("mnist", 5, nips=1.34),
+    Row("mnist", 6, arxiv=1.29, nips=1.12, others=f"{ORIGINAL} 1.21"),
+    Row("mnist", 7, nips=1.07, others=f"{TORCH} 0.85"),
+    Row("mnist", 6, CENTRE, arxiv=1.29, nips=1.12, others=f"{ORIGINAL} 1.21"),
+    Row("mnist", 6, SCAN),
+    Row("mnist", 6, RANDOM),
+    Row("fashion", 6),
+    Row("translated60", 4, arxiv=2.29, nips=1.54),
+    Row("translated60", 6, arxiv=1.86, nips=1.22),
+    Row("translated60", 8, arxiv=1.84, nips=1.20, others=f"{TFRAM} 0.94; {TORCH} (7 glimpses) 0.92"),
+    Row("translated60", 8, ORACLE),
+    Row("cluttered60", 4, arxiv=7.1, nips=4.96),
+    Row("cluttered60", 6, nips=4.08),
+    Row("cluttered60", 8, arxiv=5.23, nips=4.04, others=f"{TFRAM} 2.63"),
+    Row("cluttered60", 8, RANDOM, nips=14.4),
+    Row("cluttered60", 8, ORACLE),
+    Row("cluttered100", 4, arxiv=14.95, nips=9.41),
+    Row("cluttered100", 6, arxiv=11.58, nips=8.31),
+    Row("cluttered100", 8, arxiv=10.83, others=f"{TFRAM} 5.9"),
+)  # fmt: skip
+
+
+def read_records(folder: Path) -> dict[tuple[str, int, str], list[dict]]:
+    """The records that tests wrote, by task, glimpses and policy."""
+    records = defaultdict(list)
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text())
+        config = record["config"]
+        policy = config["policy"]
+        if policy == LEARNED and not config["scan_radius"]:
+            policy = CENTRE
+        records[config["task"], config["num_glimpses"], {"scan": SCAN}.get(policy, policy)].append(record)
+    return records
 
 
 def results_table(folder: Path) -> str:
-    """A Markdown row for each command, mean and standard deviation over its seeds.
-
-    Args:
-        folder: of records that `Trainer.test` wrote.
-    """
-    runs = defaultdict(list)
-    for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
-        words = record["trained_with"]["command"].split()
-        kept = [word for word in words if not word.startswith(("--random_seed", "--data_dir", "--run_name"))]
-        runs[" ".join(kept)].append(record)
-    lines = [
-        "| command | seeds | epochs | validation error, % | test error, %, M = 1 | minutes a run |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for command, records in runs.items():
-        valid = spread([100 - record["best_valid_acc"] for record in records])
-        test = spread([100 - record["test"]["acc"] for record in records])
-        minutes = statistics.mean(record["seconds"] for record in records) / 60
-        epochs = len(records[0]["valid_acc_per_epoch"])
-        lines.append(f"| `{command}` | {len(records)} | {epochs} | {valid} | {test} | {minutes:.1f} |")
+    """Every row of the paper, and ours: Markdown."""
+    heads = ("task", "glimpses", "where to look", "seeds", "epochs", "minutes a run", "validation", "**test, M = 1**",
+             "test, M = 10", "paper, arXiv", "paper, NIPS", "others")  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    records = read_records(folder)
+    for row in ROWS:
+        runs = records[row.task, row.glimpses, row.policy]
+        published = [number(row.arxiv), number(row.nips), row.others or "-"]
+        ours = ["-"] * 6
+        if runs:
+            epochs = statistics.mean(len(run["valid_acc_per_epoch"]) for run in runs)
+            minutes = statistics.mean(sum(run["seconds_per_epoch"]) for run in runs) / 60
+            valid = spread([100 - run["best_valid_acc"] for run in runs])
+            single, several = (spread(errors(runs, m)) for m in (1, 10))
+            ours = [f"{len(runs)}", f"{epochs:.0f}", f"{minutes:.1f}", valid, f"**{single}**", several]
+        lines.append(f"| {' | '.join([row.task, str(row.glimpses), row.policy, *ours, *published])} |")
     return "\n".join(lines) + "\n"
+
+
+def pace_table(folder: Path) -> str:
+    """When the default MNIST runs reached the paper's error on validation: Markdown."""
+    lines = [
+        "| validation error at or under | runs that reached it | epochs | seconds of training |",
+        "|" + " --- |" * 4,
+    ]
+    runs = read_records(folder)["mnist", 6, LEARNED]
+    for bound in (1.29, 1.12):
+        reached = []
+        for run in runs:
+            under = [i for i, acc in enumerate(run["valid_acc_per_epoch"], 1) if 100 - acc <= bound]
+            reached += [(min(under), sum(run["seconds_per_epoch"][: min(under)]))] if under else []
+        epochs, seconds = (spread(values) for values in zip(*reached, strict=True)) if reached else ("-", "-")
+        lines.append(f"| {bound} % | {len(reached)} of {len(runs)} | {epochs} | {seconds} |")
+    return "\n".join(lines) + "\n"
+
+
+def errors(runs: list[dict], m: int) -> list[float]:
+    """Test errors with M = m, in %, of those runs that were tested so."""
+    return [100 - run["tests"][f"M={m}"]["acc"] for run in runs if f"M={m}" in run["tests"]]
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def spread(values: list[float]) -> str:
     """Mean and, of several, standard deviation."""
+    if not values:
+        return "-"
     mean = f"{statistics.mean(values):.2f}"
     return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
-def with_table(readme: str, table: str) -> str:
-    """The README with this table in its place."""
-    head, _, rest = readme.partition(BEGIN)
-    return head + BEGIN + table + END + rest.partition(END)[2]
+def with_table(page: str, name: str, table: str) -> str:
+    """The page with this table in its place."""
+    begin, end = BEGIN.format(name), END.format(name)
+    head, _, rest = page.partition(begin)
+    return head + begin + table + end + rest.partition(end)[2]
+
+
+def with_tables(page: str, folder: Path) -> str:
+    return with_table(with_table(page, "results", results_table(folder)), "pace", pace_table(folder))
 
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"
-    readme.write_text(with_table(readme.read_text(), results_table(ROOT / "results")))
+    readme.write_text(with_tables(readme.read_text(), ROOT / "results"))

@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from config import Config, InputError
 from data_loader import Batch, Loader, save_samples
-from evaluation import Metrics, evaluate, evaluation_starts
+from evaluation import Metrics, evaluate, evaluation_locations
 from model import Losses, RecurrentAttention, draw_first_locations, first_not_finite
 from optim import load_states, make_optimizer, make_scheduler, policy_std, step_scheduler
+from policies import given_locations
 from runs import (
     Glimpses,
     append_metrics,
@@ -188,7 +189,9 @@ class Trainer:
         share = self.world.share(batch.count)
         first_locations = draw_first_locations(batch.count, self.device, generator)[share.part]
         noise = self.model.draw_noise(batch.count, self.device, generator)[:, share.part].contiguous()
-        losses = self.descend(batch.images, batch.labels, first_locations, noise, share.weight)
+        whole = share.part, batch.count
+        locations = given_locations(self.config, first_locations, batch.centres, generator, whole)
+        losses = self.descend(batch.images, batch.labels, locations, noise, share.weight)
         return self.world.mean(losses, share.weight)
 
     def evaluate(self, loader: Loader) -> Metrics:
@@ -199,7 +202,7 @@ class Trainer:
         metrics = self.evaluate(self.test_loader)
         count = self.test_loader.num_images
         record = {**metrics._asdict(), "images": count, "M": self.config.M, "epoch": self.epoch}
-        if self.world.is_main:
+        if self.world.is_main and not self.config.is_shipped:
             record_test(self.config, record, self.best_valid_acc)
         print(f"[*] Test Acc: {metrics.correct}/{count} ({metrics.acc:.2f}% - {100 - metrics.acc:.2f}%)")
         return metrics
@@ -228,7 +231,7 @@ class Trainer:
         self.model.eval()
         batch = next(iter(self.valid_loader))
         images, labels = batch.images[:NUM_PLOTTED], batch.labels[:NUM_PLOTTED]
-        starts = evaluation_starts(self.config, self.valid_loader.num_images)[0, : len(images)]
+        starts = evaluation_locations(self.config, self.valid_loader)[0, : len(images)]
         rollout = self.model(images, starts.to(self.device))
         glimpses = Glimpses.of(rollout, self.valid_loader.denormalize(images), labels, self.spec.classes, self.config)
         save_glimpses(self.config.run_plots / f"glimpses_{self.epoch}.npz", glimpses)

@@ -46,7 +46,7 @@ def test_statistics_are_those_of_the_reference(generator):
     )
     pool = torch.from_numpy(digits).to(torch.uint8)[:, None]
     index = torch.arange(COUNT) % 50
-    ours = draw_canvases(pool[index], pool, size=60, num_clutter=4, generator=generator)[:, 0].numpy().astype(float)
+    ours = draw_canvases(pool[index], pool, size=60, num_clutter=4, generator=generator).images[:, 0].double().numpy()
     random = np.random.default_rng(3)
     theirs = np.stack([reference_canvas(digits[i], digits, 60, 4, random) for i in index])
     assert ours.min() == 0 and ours.max() == theirs.max() == 255
@@ -61,7 +61,7 @@ def test_statistics_are_those_of_the_reference(generator):
 
 
 def test_the_image_is_whole_and_at_a_uniform_place(generator):
-    canvases = draw_canvases(flat(7, COUNT), flat(0), size=60, num_clutter=0, generator=generator)[:, 0]
+    canvases = draw_canvases(flat(7, COUNT), flat(0), size=60, num_clutter=0, generator=generator).images[:, 0]
     rows, columns = canvases.amax(dim=2) > 0, canvases.amax(dim=1) > 0
     assert (rows.sum(dim=1) == 28).all() and (columns.sum(dim=1) == 28).all()
     assert (canvases.long().sum(dim=(1, 2)) == 7 * 28 * 28).all()
@@ -71,9 +71,9 @@ def test_the_image_is_whole_and_at_a_uniform_place(generator):
 
 
 def test_clutter_is_the_asked_number_of_8x8_windows_anywhere(generator):
-    canvases = draw_canvases(flat(0, COUNT), flat(1), size=60, num_clutter=4, generator=generator)
+    canvases = draw_canvases(flat(0, COUNT), flat(1), size=60, num_clutter=4, generator=generator).images
     assert (canvases.long().sum(dim=(1, 2, 3)) == 4 * 64).all()
-    single = draw_canvases(flat(0, COUNT), flat(1), size=60, num_clutter=1, generator=generator)[:, 0]
+    single = draw_canvases(flat(0, COUNT), flat(1), size=60, num_clutter=1, generator=generator).images[:, 0]
     rows, columns = single.amax(dim=2) > 0, single.amax(dim=1) > 0
     assert (rows.sum(dim=1) == 8).all() and (columns.sum(dim=1) == 8).all()
     assert uniform(rows.int().argmax(dim=1), 0, 52) and uniform(columns.int().argmax(dim=1), 0, 52)
@@ -82,7 +82,8 @@ def test_clutter_is_the_asked_number_of_8x8_windows_anywhere(generator):
 def test_windows_are_cut_anywhere_from_any_image_of_the_pool(generator):
     rows = torch.arange(1, 29, dtype=torch.uint8).view(1, 1, 28, 1).expand(1, 1, 28, 28)
     sources = torch.cat([rows, rows + 30, rows.transpose(2, 3) + 60])  # told apart by their values
-    canvases = draw_canvases(flat(0, COUNT), sources, size=60, num_clutter=1, generator=generator).flatten(1).long()
+    canvases = draw_canvases(flat(0, COUNT), sources, size=60, num_clutter=1, generator=generator).images
+    canvases = canvases.flatten(1).long()
     lowest = canvases.masked_fill(canvases == 0, 255).amin(dim=1) - 1  # 30 * source + first row or column cut
     assert uniform(lowest // 30, 0, 2)
     for source in range(3):
@@ -90,9 +91,9 @@ def test_windows_are_cut_anywhere_from_any_image_of_the_pool(generator):
 
 
 def test_values_are_added_and_clamped(generator):
-    canvases = draw_canvases(flat(150, 500), flat(60), size=30, num_clutter=1, generator=generator)
+    canvases = draw_canvases(flat(150, 500), flat(60), size=30, num_clutter=1, generator=generator).images
     assert set(canvases.unique().tolist()) == {0, 60, 150, 210}
-    canvases = draw_canvases(flat(250, 500), flat(60), size=30, num_clutter=1, generator=generator)
+    canvases = draw_canvases(flat(250, 500), flat(60), size=30, num_clutter=1, generator=generator).images
     assert canvases.max() == 255
 
 
@@ -101,7 +102,7 @@ def test_one_seed_repeats_and_two_differ():
 
     def canvases(seed):
         generator = torch.Generator().manual_seed(seed)
-        return draw_canvases(images, images, size=20, num_clutter=2, generator=generator)
+        return draw_canvases(images, images, size=20, num_clutter=2, generator=generator).images
 
     assert canvases(0).shape == (9, 3, 20, 20)
     assert torch.equal(canvases(0), canvases(0)) and not torch.equal(canvases(0), canvases(1))

@@ -13,8 +13,9 @@ from test_trainer import metrics_of
 from torch.distributed import TCPStore
 
 from canvas import draw_canvases
-from config import get_config
+from config import Config, get_config
 from distributed import Share, World
+from policies import given_locations
 from runs import load_checkpoint
 
 TERMS = ("loss", "loss_action", "loss_baseline", "loss_reinforce")
@@ -82,10 +83,17 @@ def test_a_part_of_the_canvases_equals_that_part_of_all():
 
     def draw(images, **share):
         generator = torch.Generator().manual_seed(3)
-        return draw_canvases(images, pool, size=16, num_clutter=3, generator=generator, **share)
+        return draw_canvases(images, pool, size=16, num_clutter=3, generator=generator, **share).images
 
     part = slice(2, 5)
     assert torch.equal(draw(pool[:8][part], share=(part, 8)), draw(pool[:8])[part])
+
+
+def test_a_part_of_random_paths_equals_that_part_of_all():
+    config, starts, part = Config(policy="random", num_glimpses=3), torch.zeros(8, 2), slice(2, 5)
+    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+    whole = given_locations(config, starts, starts, generators[0])
+    assert torch.equal(given_locations(config, starts[part], starts[part], generators[1], (part, 8)), whole[part])
 
 
 def test_torchrun_trains_as_one_process_of_twice_the_batch_does(flags, run):

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from config import Config
-from tables import results_table, with_table
+from tables import with_tables
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_table_is_what_the_recorded_runs_say():
     assert len(list((ROOT / "results").glob("*.json"))) > 0
-    assert with_table(README, results_table(ROOT / "results")) == README
+    assert with_tables(README, ROOT / "results") == README
 
 
 def test_files_and_flags_it_names_exist():

@@ -53,9 +53,22 @@ def test_a_run_prints_the_originals_lines_and_leaves_its_files(run, capsys):
     assert {path.name for path in config.run_plots.iterdir()} == {"glimpses_1.npz", "glimpses_2.npz"}
     run("--is_train=False")
     record = json.loads((config.run_dir / "test.json").read_text())
-    assert record["test"]["images"] == 359 and len(record["valid_acc_per_epoch"]) == 2 and record["seconds"] > 0
+    assert record["tests"]["M=1"]["images"] == 359
+    assert len(record["valid_acc_per_epoch"]) == len(record["seconds_per_epoch"]) == 2
+    assert min(record["seconds_per_epoch"]) > 0
     assert record["config"]["random_seed"] == 1 and "torch" in record["trained_with"]["versions"]
     assert re.search(r"\[\*\] Test Acc: \d+/359 \(\d+\.\d\d% - \d+\.\d\d%\)\n$", capsys.readouterr().out)
+
+
+def test_tests_with_several_m_are_recorded_side_by_side_until_the_model_is_another(run):
+    config = run("--epochs=1")
+    for m in (1, 3, 3):
+        run("--is_train=False", f"--M={m}")
+    record = json.loads((config.run_dir / "test.json").read_text())
+    assert [(name, test["M"]) for name, test in record["tests"].items()] == [("M=1", 1), ("M=3", 3)]
+    run("--epochs=3", "--resume=True")
+    run("--is_train=False", "--best=False")
+    assert [*json.loads((config.run_dir / "test.json").read_text())["tests"]] == ["M=1"]
 
 
 def test_a_checkpoint_has_the_originals_keys_and_opens_without_pickle(run):

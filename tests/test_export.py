@@ -1,0 +1,44 @@
+"""A shipped model is small, and tests as the run that it comes from."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from config import InputError, get_config
+from export import Export, main
+from main import main as train_or_test
+from model import RecurrentAttention
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_shipped_model_tests_as_its_run_did_and_is_no_run(run, tmp_path, capsys):
+    config = run("--epochs=1", "--run_name=mine")
+    capsys.readouterr()
+    run("--is_train=False", "--run_name=mine")
+    of_run = capsys.readouterr().out
+    path = main(Export(str(config.run_dir), str(tmp_path / "models")))
+    assert path.stat().st_size < (config.run_dir / "best.pt").stat().st_size / 2
+    capsys.readouterr()
+    for _ in range(2):  # the first leaves nothing that would hide the model from the second
+        train_or_test(get_config(["--is_train=False", "--task=digits", f"--ckpt_dir={path.parent}", "--use_gpu=False"]))
+        assert capsys.readouterr().out == of_run
+    assert {file.name for file in path.parent.iterdir()} == {"digits.pt", "digits.json"}
+    assert RecurrentAttention.load(path).num_glimpses == 3
+
+
+def test_a_shipped_model_cannot_be_gone_on_with(run, tmp_path):
+    config = run("--epochs=1")
+    path = main(Export(str(config.run_dir), str(tmp_path / "models")))
+    (config.run_dir / "last.pt").write_bytes(path.read_bytes())
+    with pytest.raises(InputError, match="not a whole checkpoint"):
+        run("--epochs=2", "--resume=True")
+
+
+def test_no_run_is_one_line(tmp_path):
+    command = [sys.executable, "export.py", f"--run_dir={tmp_path}"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("export.py: no checkpoint at") and ended.stderr.count("\n") == 1
