@@ -14,7 +14,11 @@ from torch.distributed import TCPStore
 
 from canvas import draw_canvases
 from config import Config, get_config
+from data_loader import Loader, describe
+from datasets import Examples
 from distributed import Share, World
+from evaluation import evaluate
+from model import Rollout
 from policies import given_locations
 from runs import load_checkpoint
 
@@ -94,6 +98,23 @@ def test_a_part_of_random_paths_equals_that_part_of_all():
     generators = [torch.Generator().manual_seed(3) for _ in range(2)]
     whole = given_locations(config, starts, starts, generators[0])
     assert torch.equal(given_locations(config, starts[part], starts[part], generators[1], (part, 8)), whole[part])
+
+
+def test_an_image_that_only_fills_a_share_is_not_counted():
+    """Five images in batches of three and two, for three processes and a model that is always right."""
+
+    class Right(torch.nn.Module):
+        def forward(self, images, locations):
+            none = torch.zeros(len(images), 0)
+            return Rollout(torch.tensor([[0.0, -9.0]]).expand(len(images), 2), locations[:, None], none, none)
+
+    def correct(rank):
+        examples = Examples(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.zeros(5, dtype=torch.long))
+        loader = Loader(examples, batch_size=3, device=torch.device("cpu"))
+        loader.normalize_with(describe(loader, ["a", "b"])).share_with(Member(rank, 3))
+        return evaluate(Right(), loader, Config()).correct
+
+    assert sum(map(correct, range(3))) == 5
 
 
 def test_torchrun_trains_as_one_process_of_twice_the_batch_does(flags, run):
