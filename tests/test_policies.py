@@ -68,7 +68,7 @@ def test_evaluation_paths_do_not_depend_on_the_size_of_batches(run):
     correct = []
     for batch_size in (64, 17):
         config = run("--is_train=False", f"--batch_size={batch_size}")
-        correct.append(json.loads((config.run_dir / "test.json").read_text())["test"]["correct"])
+        correct.append(json.loads((config.run_dir / "test.json").read_text())["tests"]["M=1"]["correct"])
     assert correct[0] == correct[1]
 
 
