@@ -144,7 +144,8 @@ class Loader:
         for step, (images, labels, centres) in enumerate(self.raw(first), start=first):
             count = min(self.batch_size, self.num_images - step * self.batch_size)
             centres = torch.zeros(len(labels), 2, device=self.device) if centres is None else centres
-            yield Batch((images - self.mean).div_(self.std), labels, centres, count)  # a large batch is 80 MB
+            # Converted first, and then in place: mixed arithmetic is not vectorised, and a large batch is 80 MB.
+            yield Batch(images.float().sub_(self.mean).div_(self.std), labels, centres, count)
 
     def raw(self, first: int = 0) -> Iterator[Examples]:
         """The batches before they are normalised, uint8."""
