@@ -67,8 +67,7 @@ class Retina(nn.Module):
         if TABLE_COST * height * width < num_glimpses * coarse_pixels:
             # Differences of large sums lose digits: double precision where the device has it (Apple's has not).
             precise = torch.float32 if images.device.type == "mps" else torch.float64
-            table = images.to(precise).cumsum(-1).cumsum(-2)
-            sums = F.pad(table, (1, 0, 1, 0)).flatten(2)
+            sums = F.pad(images.to(precise), (1, 0, 1, 0)).cumsum_(-1).cumsum_(-2).flatten(2)
         return Scene(images.flatten(2), sums, height, width)
 
     def look(self, scene: Scene, locations: Tensor) -> Tensor:
