@@ -39,6 +39,7 @@ class Retina(nn.Module):
         super().__init__()
         self.patch_size = patch_size
         self.num_patches = num_patches
+        self.glimpse_scale = glimpse_scale
         cells = torch.tensor([glimpse_scale**i for i in range(num_patches)])  # width of a pooled cell, per patch
         corners = torch.arange(patch_size + 1) * cells[:, None] - (patch_size * cells[:, None]) // 2
         self.register_buffer("fine_offsets", corners[0, :-1], persistent=False)  # (g,), of pixels

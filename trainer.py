@@ -15,29 +15,21 @@ from tqdm import tqdm
 
 from config import Config, InputError
 from data_loader import Batch, Loader, save_samples
+from glimpses import NUM_SAVED, look, save_glimpses
 from model import Losses, RecurrentAttention, draw_first_locations, first_not_finite, hybrid_loss
 from optim import load_states, make_optimizer, make_scheduler, step_scheduler
-from runs import (
-    Glimpses,
-    append_metrics,
-    check_latest,
-    open_run,
-    record_test,
-    save_checkpoint,
-    save_glimpses,
-)
+from runs import append_metrics, check_latest, open_run, record_test, save_checkpoint
 from utils import (
     AverageMeter,
     Interrupted,
     StopSignal,
     Stream,
     make_generator,
-    make_writer,
     random_states,
     restore_random_states,
 )
+from writers import open_writer
 
-NUM_PLOTTED = 9  # validation images whose glimpses are kept for plot_glimpses.py
 COMPILING_PAYS_AFTER = 10_000  # steps
 
 
@@ -104,7 +96,7 @@ class Trainer:
             InputError: the run's folder is another's or cannot be written, or the loss is not finite any more.
         """
         config = self.config
-        with open_run(config), make_writer(config, self.epoch) as writer, StopSignal() as self.signal:
+        with open_run(config), open_writer(config, self.epoch) as writer, StopSignal() as self.signal:
             if config.resume:  # the checkpoint was read before the run was locked
                 check_latest(config.checkpoint_path, self.epoch, self.step)
             counts = self.train_loader.num_images, self.valid_loader.num_images
@@ -280,17 +272,16 @@ class Trainer:
             for name, value in metrics.items():
                 writer.add_scalar(f"{name}/{part}", value, self.epoch)
         if self.epoch % self.config.plot_freq == 0:
-            self.save_glimpses()
+            self.save_glimpses(writer)
 
-    @torch.no_grad()
-    def save_glimpses(self):
-        """Saves where the model looks in the first validation images, for plot_glimpses.py."""
+    def save_glimpses(self, writer):
+        """Logs where the model looks in the first validation batch, and saves some of it for plot_glimpses.py."""
         self.model.eval()
         batch = next(iter(self.valid_loader))
-        images, labels = batch.images[:NUM_PLOTTED], batch.labels[:NUM_PLOTTED]
-        rollout = self.model(images, self.evaluation_starts(self.valid_loader.num_images)[0, : len(images)])
-        glimpses = Glimpses.of(rollout, self.valid_loader.denormalize(images), labels, self.spec.classes, self.config)
-        save_glimpses(self.config.run_plots / f"glimpses_{self.epoch}.npz", glimpses)
+        starts = self.evaluation_starts(self.valid_loader.num_images)[0, : len(batch.labels)]
+        glimpses = look(self.model, batch, starts, self.valid_loader)
+        save_glimpses(self.config.run_plots / f"glimpses_{self.epoch}.npz", glimpses.take(slice(NUM_SAVED)))
+        writer.add_glimpses(glimpses, self.epoch)
 
     def save_checkpoint(self, is_best: bool = False):
         """Writes best.pt if this epoch is the best, then last.pt: cut off between the two, the epoch is done again."""

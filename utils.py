@@ -1,4 +1,4 @@
-"""What every part of a run needs: devices, random numbers, meters, signals, TensorBoard.
+"""What every part of a run needs: devices, random numbers, meters, signals.
 
 generator = make_generator(Stream.ROLLOUT, seed=1, epoch=3, step=20)
 """
@@ -11,8 +11,6 @@ from enum import IntEnum
 import numpy as np
 import torch
 from torch import Tensor
-
-from config import Config
 
 
 def pick_device(use_gpu: bool) -> torch.device:
@@ -120,25 +118,3 @@ def restore_random_states(states: list[Tensor]):
     torch.set_rng_state(states[0])
     if torch.cuda.is_available() and len(states) == 1 + torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states[1:])
-
-
-class NullWriter:
-    """Stands in for TensorBoard's writer where nothing is logged."""
-
-    def add_scalar(self, *args):
-        pass
-
-    def __enter__(self) -> "NullWriter":
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-
-def make_writer(config: Config, epoch: int):
-    """TensorBoard's writer, which drops what an earlier process logged after this epoch; or one that writes nothing."""
-    if not config.use_tensorboard:
-        return NullWriter()
-    from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
-
-    return SummaryWriter(str(config.run_logs), purge_step=epoch + 1)

@@ -154,7 +154,7 @@ def test_several_rollouts_average_probabilities_not_their_logarithms(run):
     class Stub(torch.nn.Module):
         def forward(self, images, starts):
             none = torch.zeros(len(images), 0)
-            return Rollout(torch.tensor(next(answers)).log().expand(len(images), 3), starts[:, None], none, none)
+            return Rollout(torch.tensor(next(answers)).log().expand(len(images), 3), starts[:, None], *[none] * 3)
 
     trainer.model = Stub()
     labels = loaders[1].examples.labels % 3
