@@ -15,9 +15,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from glimpses import Source
-from pictures import COLUMN, GAP, RIGHT, new_figure, place, show
+from pictures import GAP, RIGHT, new_figure, place, show
 
 FINEST = 30  # cells of a heat map across an image, at most: finer ones would hold too few glimpses
+WIDTH = 9  # inches
 PER_ROW = 10  # classes beside each other
 
 
@@ -71,45 +72,35 @@ def cells(locations: Tensor, rows: int, columns: int) -> tuple[np.ndarray, np.nd
 def heat_map_figure(averages: Averages) -> Figure:
     """Above, the mean image and where each glimpse falls; below, the same for each class, its glimpses together."""
     steps, num_classes = len(averages.by_glimpse), len(averages.classes)
-    tall = (COLUMN - GAP) * averages.mean_image.shape[1] / averages.mean_image.shape[2]
-    title, head = 0.22, 0.3
-    class_rows = -(-num_classes // PER_ROW)
-    wide = COLUMN * max(1 + steps, 2)
-    small = wide / PER_ROW
-    small_tall = (small - GAP) * tall / (COLUMN - GAP)
-    class_row = title + 2 * small_tall + GAP + GAP
-    top = head + title
-    figure = new_figure(wide, top + tall + head + class_rows * class_row)
+    ratio = averages.mean_image.shape[1] / averages.mean_image.shape[2]
+    head, title = 0.3, 0.22
+    wide, small = min(WIDTH / (1 + steps), 1.5) - GAP, WIDTH / PER_ROW - GAP  # of a map above, and below
+    class_row = title + 2 * small * ratio + 2 * GAP
+    lower = head + 2 * title + wide * ratio  # where the lower half begins
+    figure = new_figure(WIDTH, lower + head + class_row * -(-num_classes // PER_ROW))
 
-    def write(text: str, above: float):
-        figure.text(GAP / wide, 1 - above / figure.get_figheight(), text, va="top", fontsize=10)
+    def write(text: str, top: float):
+        figure.text(GAP / 2 / WIDTH, 1 - (top + 0.07) / figure.get_figheight(), text, va="top", fontsize=10)
 
-    write(
-        "Mean test image, and where the glimpses fall, on a logarithmic scale: the first at random, others chosen", 0.06
-    )
-    for i, counts in enumerate([None, *averages.by_glimpse]):
-        ax = place(figure, i * COLUMN + GAP / 2, top, COLUMN - GAP, tall)
-        if counts is None:
+    write("Mean test image, and where the glimpses fall, on a logarithmic scale: the first at random, others chosen", 0)
+    for i in range(1 + steps):
+        ax = place(figure, GAP / 2 + i * (wide + GAP), head + 2 * title, wide, wide * ratio)
+        if i == 0:
             show_mean(ax, averages.mean_image)
+            ax.set_title("mean image", fontsize=8, pad=3)
         else:
+            counts = averages.by_glimpse[i - 1]
             show_counts(ax, counts, averages.mean_image)
-        ax.set_title(
-            f"glimpse {i}, peak {peak(counts):.1f} %" if counts is not None else "mean image", fontsize=8, pad=3
-        )
-    top += tall
-    write("Each class: its mean image, and where the glimpses fall that the policy chose for it", 0.08 + top)
-    top += head
-    for k in range(num_classes):
+            ax.set_title(f"glimpse {i}\npeak {peak(counts):.1f} %", fontsize=8, pad=3)
+    write("Each class: its mean image, and where the glimpses fall that the policy chose for it", lower)
+    for k, name in enumerate(averages.classes):
         row, column = divmod(k, PER_ROW)
-        left, above = column * small + GAP / 2, top + row * class_row + title
-        ax = place(figure, left, above, small - GAP, small_tall)
+        left, top = GAP / 2 + column * (small + GAP), lower + head + row * class_row + title
+        ax = place(figure, left, top, small, small * ratio)
         show_mean(ax, averages.class_means[k])
-        ax.set_title(averages.classes[k], fontsize=8, pad=3)
-        show_counts(
-            place(figure, left, above + small_tall + GAP, small - GAP, small_tall),
-            averages.by_class[k],
-            averages.class_means[k],
-        )
+        ax.set_title(name[:12], fontsize=8, pad=3)
+        ax = place(figure, left, top + small * ratio + GAP, small, small * ratio)
+        show_counts(ax, averages.by_class[k], averages.class_means[k])
     return figure
 
 

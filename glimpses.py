@@ -51,12 +51,25 @@ class Glimpses(NamedTuple):
 
     def boxes(self) -> np.ndarray:
         """The pixels that each patch covers: (N, T, num_patches, 3), (left, top, width)."""
-        height, width = self.images.shape[-2:]
-        centres = np.floor((self.locations.astype(np.float32) + 1) / 2 * np.array([width, height], np.float32))
-        num_patches, patch_size = self.patches.shape[2], self.patches.shape[-1]
-        widths = patch_size * self.glimpse_scale ** np.arange(num_patches)
-        corners = centres[:, :, None, :] - (widths // 2)[:, None]
-        return np.concatenate([corners, np.broadcast_to(widths[:, None], (*corners.shape[:-1], 1))], axis=-1)
+        num_patches, _, patch_size = self.patches.shape[2:5]
+        return patch_boxes(self.locations, self.images.shape[-2:], patch_size, num_patches, self.glimpse_scale)
+
+
+def patch_boxes(
+    locations: np.ndarray, size: tuple[int, int], patch_size: int, num_patches: int, glimpse_scale: int
+) -> np.ndarray:
+    """The pixels that the patches of glimpses cover.
+
+    Args:
+        locations: (..., 2).
+        size: height and width of the image.
+    Returns:
+        (..., num_patches, 3): left, top, width.
+    """
+    centres = np.floor((locations.astype(np.float32) + 1) / 2 * np.array(size[::-1], np.float32))
+    widths = patch_size * glimpse_scale ** np.arange(num_patches)
+    corners = centres[..., None, :] - (widths // 2)[:, None]
+    return np.concatenate([corners, np.broadcast_to(widths[:, None], (*corners.shape[:-1], 1))], axis=-1)
 
 
 @torch.no_grad()
