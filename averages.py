@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from glimpses import Source
-from pictures import GAP, RIGHT, new_figure, place, show
+from pictures import GAP, RIGHT, new_figure, place, short, show
 
 FINEST = 30  # cells of a heat map across an image, at most: finer ones would hold too few glimpses
 WIDTH = 9  # inches
@@ -98,7 +98,7 @@ def heat_map_figure(averages: Averages) -> Figure:
         left, top = GAP / 2 + column * (small + GAP), lower + head + row * class_row + title
         ax = place(figure, left, top, small, small * ratio)
         show_mean(ax, averages.class_means[k])
-        ax.set_title(name[:12], fontsize=8, pad=3)
+        ax.set_title(short(name), fontsize=8, pad=3)
         ax = place(figure, left, top + small * ratio + GAP, small, small * ratio)
         show_counts(ax, averages.by_class[k], averages.class_means[k])
     return figure
@@ -121,7 +121,7 @@ def show_counts(ax: Axes, counts: np.ndarray, mean_image: np.ndarray):
     ax.imshow(np.ma.masked_equal(counts, 0), cmap="inferno", norm=scale, interpolation="nearest", extent=(0, 1, 1, 0))
     grey = mean_image.mean(axis=0)
     height, width = grey.shape
-    if np.ptp(grey):
+    if np.ptp(grey) > grey.max() / 2:  # the mean of photographs has hardly a shape
         ax.contour((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height, grey,
                    levels=[grey.min() + np.ptp(grey) / 2], colors="#56B4E9", linewidths=0.8)  # fmt: skip
     ax.set(xticks=[], yticks=[], facecolor="black", aspect="auto", xlim=(0, 1), ylim=(1, 0))

@@ -32,6 +32,7 @@ RIGHT, WRONG, OTHER = "#0072B2", "#D55E00", "#BBBBBB"
 DPI = 100
 PER_ROW = 6  # images beside each other: 900 pixels, the width of a README
 MOST_BARS = 10  # classes with a bar
+LONGEST_NAME = 11  # characters
 LAST_FRAMES = 3  # for how many frames the last one stands
 
 # Inches.
@@ -89,9 +90,9 @@ def frame_figure(glimpses: Glimpses, step: int) -> Figure:
     num_patches = glimpses.patches.shape[2]
     side = min((COLUMN - GAP) / max(num_patches, 2), 0.6)  # of a patch, inches
     shown = [most_likely(glimpses, i) for i in range(len(glimpses.images))]
-    names = max(len(glimpses.classes[k]) for classes in shown for k in classes)
+    names = max(len(short(glimpses.classes[k])) for classes in shown for k in classes)
     upright = names <= 2
-    below = side + GAP + BARS + (0.16 if upright else 0.08 + 0.065 * min(names, 12)) + GAP
+    below = side + GAP + BARS + (0.16 if upright else 0.08 + 0.065 * names) + GAP
     figure, places = columns(glimpses, below)
     figure.text(0.5, 1 - 0.06 / figure.get_figheight(), f"glimpse {step + 1} of {glimpses.locations.shape[1]}",
                 ha="center", va="top", fontsize=10)  # fmt: skip
@@ -171,12 +172,18 @@ def draw_boxes(ax: Axes, boxes: np.ndarray):
 def say(ax: Axes, glimpses: Glimpses, i: int, step: int):
     """Above an image: its label, and what the model would answer after this glimpse."""
     label, answer = glimpses.labels[i], glimpses.answers[i, step]
+    truth, said = short(glimpses.classes[label]), short(glimpses.classes[answer])
     sign, colour = ("\N{CHECK MARK}", RIGHT) if answer == label else ("\N{BALLOT X}", WRONG)
-    ax.text(0, 1, f"is {glimpses.classes[label]}\n", transform=ax.transAxes, fontsize=9, va="bottom")
+    ax.text(0, 1, f"is {truth}\n", transform=ax.transAxes, fontsize=9, va="bottom")
     is_last = step == glimpses.locations.shape[1] - 1
-    says = f"{'says' if is_last else 'would say'} {glimpses.classes[answer]} {sign}"
+    says = f"{'says' if is_last else 'so far'} {said} {sign}"
     weight = "bold" if is_last else "normal"
     ax.text(0, 1, says, transform=ax.transAxes, fontsize=9, va="bottom", color=colour, weight=weight)
+
+
+def short(name: str) -> str:
+    """A class's name, cut to what has room beside an image."""
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def most_likely(glimpses: Glimpses, i: int) -> list[int]:
@@ -191,7 +198,7 @@ def draw_bars(ax: Axes, glimpses: Glimpses, i: int, step: int, shown: list[int],
     answer, label = glimpses.answers[i, step], glimpses.labels[i]
     colours = [RIGHT if k == label else WRONG if k == answer else OTHER for k in shown]
     ax.bar(range(len(shown)), glimpses.probabilities[i, step, shown], color=colours, width=0.8)
-    names = [str(glimpses.classes[k])[:12] for k in shown]
+    names = [short(glimpses.classes[k]) for k in shown]
     ax.set_xticks(range(len(shown)), names, fontsize=7, rotation=0 if upright else 90)
     for name, k in zip(ax.get_xticklabels(), shown, strict=True):
         name.set(color=RIGHT if k == label else "black", weight="bold" if k == label else "normal")
@@ -216,14 +223,16 @@ def curves_figure(metrics: list[dict]) -> Figure:
     for ax, (title, read) in zip(grid.flat, panels.items(), strict=False):
         for part, style in parts.items():
             ax.plot(epochs, [read(line[part]) for line in metrics], label=part, marker="o", markersize=3, **style)
-        ax.set(title=title, ylim=(0, None))
+        ax.set_title(title, fontsize=11)
+        ax.set_ylim(0, None)
         ax.legend(frameon=False)
     best = max(metrics, key=lambda line: line["valid"]["acc"])
     error = 100 - best["valid"]["acc"]
-    grid[0, 0].annotate(f"best {error:.2f} %", (best["epoch"], error), xytext=(0, 18), textcoords="offset points",
-                        ha="right", arrowprops={"arrowstyle": "->"})  # fmt: skip
+    grid[0, 0].plot(best["epoch"], error, color="black", marker="*", markersize=10)
+    grid[0, 0].set_title(f"error, % (validation: {error:.2f} at best, after epoch {best['epoch']})", fontsize=11)
     grid[1, 1].plot(epochs, [line["lr"] for line in metrics], color="#009E73", marker="o", markersize=3)
-    grid[1, 1].set(title="learning rate", ylim=(0, None))
+    grid[1, 1].set_title("learning rate", fontsize=11)
+    grid[1, 1].set_ylim(0, None)
     for ax in grid.flat:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(color="#EEEEEE")

@@ -40,8 +40,8 @@ class PlotConfig:
     errors: bool = False
     """Draw only images to which the model gives a wrong answer."""
     averages: bool = False
-    """Draw the whole test set's averages instead, for --checkpoint: heat_maps.png, where the glimpses fall, and
-    accuracy.png, how often the answer is right after each."""
+    """Draw the whole test set's averages instead, for --checkpoint: NAME_heat_maps.png, where the glimpses fall, and
+    NAME_accuracy.png, how often the answer is right after each; NAME is the checkpoint's."""
     out: str = ""
     """File to write: .gif, .mp4, or .png, a sheet of all glimpses; empty: a GIF in the run's plot_dir."""
     fps: float = 1.5

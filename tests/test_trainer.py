@@ -48,7 +48,7 @@ def test_a_run_prints_the_originals_lines_and_leaves_its_files(run, capsys):
     assert {path.name for path in config.run_dir.iterdir()} == {
         "last.pt", "best.pt", "params.json", "metrics.jsonl", "environment.json", "lock"}  # fmt: skip
     assert [line["epoch"] for line in metrics_of(config)] == [1, 2]
-    assert {path.name for path in config.run_plots.iterdir()} == {"glimpses_1.npz", "glimpses_2.npz"}
+    assert {path.name for path in config.run_plots.iterdir()} == {"glimpses_1.npz", "glimpses_2.npz", "curves.png"}
     run("--is_train=False")
     record = json.loads((config.run_dir / "test.json").read_text())
     assert record["test"]["images"] == 359 and len(record["valid_acc_per_epoch"]) == 2 and record["seconds"] > 0
