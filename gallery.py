@@ -81,7 +81,7 @@ def tasks_figure(data_dir: str):
     """A column for each task: an image with the patches' boxes, then the patches as the model receives them."""
     most_patches = max(TASKS[task].get("num_patches", 1) for task in PICTURED)
     figure = new_figure(9, 5.1)
-    axes = figure.subplots(1 + most_patches, len(PICTURED), height_ratios=[2.1] + [1] * most_patches)
+    axes = figure.subplots(1 + most_patches, len(PICTURED), height_ratios=[2.1] + [1] * most_patches, squeeze=False)
     for column, task in zip(axes.T, PICTURED, strict=True):
         draw_task(column, Config(task=task, data_dir=data_dir, **{"batch_size": 8, **TASKS[task]}))
     figure.subplots_adjust(left=0.005, right=0.995, bottom=0.01, top=0.95, wspace=0.04, hspace=0.06)

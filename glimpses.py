@@ -195,9 +195,30 @@ def load_glimpses(path: str | Path) -> Glimpses:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             glimpses = Glimpses(**{name: arrays[name] for name in Glimpses._fields})
+        check_shapes(glimpses)
         return glimpses._replace(glimpse_scale=int(glimpses.glimpse_scale))
     except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path} does not hold saved glimpses of this version ({error}): draw the run's checkpoint with "
             f"--checkpoint=, or train with --plot_freq=1"
         ) from error
+
+
+def check_shapes(glimpses: Glimpses):
+    """Raises ValueError unless the arrays are of the shapes and kinds that `Glimpses` says."""
+    count, steps, _, channels, _, _ = glimpses.patches.shape
+    num_classes = len(glimpses.classes)
+    shapes = {
+        "images": (count, channels, *glimpses.images.shape[-2:]),
+        "labels": (count,),
+        "locations": (count, steps, 2),
+        "probabilities": (count, steps, num_classes),
+        "outside": (channels,),
+        "glimpse_scale": (),
+    }
+    for name, shape in shapes.items():
+        array = getattr(glimpses, name)
+        if array.shape != shape or array.size == 0 or not np.isfinite(array).all():
+            raise ValueError(f"its {name} are {array.shape}, or not finite numbers")
+    if not 0 <= glimpses.labels.min() <= glimpses.labels.max() < num_classes:
+        raise ValueError(f"its labels are not below {num_classes}")

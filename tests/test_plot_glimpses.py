@@ -137,6 +137,25 @@ def test_saved_glimpses_open_without_pickle(tmp_path, glimpses):
             load_glimpses(path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("labels", np.array([0, 1, 3])),
+        ("labels", np.array([0, 1])),
+        ("images", np.zeros((3, 3, 20, 32))),
+        ("locations", np.full((3, 4, 2), np.nan)),
+        ("probabilities", np.zeros((3, 4, 2))),
+        ("patches", np.zeros(3)),
+        ("glimpse_scale", np.zeros(2)),
+        ("classes", np.array("zero")),
+    ],
+)
+def test_saved_glimpses_that_contradict_themselves_are_refused(field, value, tmp_path, glimpses):
+    save_glimpses(tmp_path / "glimpses_1.npz", glimpses._replace(**{field: value}))
+    with pytest.raises(InputError, match="does not hold saved glimpses"):
+        load_glimpses(tmp_path / "glimpses_1.npz")
+
+
 def test_an_animation_needs_no_ffmpeg_but_a_film_does_and_says_so(tmp_path, glimpses, monkeypatch):
     save_glimpses(tmp_path / "glimpses_1.npz", glimpses)
     monkeypatch.setenv("PATH", str(tmp_path))
