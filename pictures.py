@@ -30,6 +30,7 @@ from glimpses import Glimpses
 BOX_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7")  # from the finest patch to the coarsest
 RIGHT, WRONG, OTHER = "#0072B2", "#D55E00", "#BBBBBB"
 DPI = 100
+LARGEST = 2**16  # pixels of a picture's height, for matplotlib and GIF
 PER_ROW = 6  # images beside each other: 900 pixels, the width of a README
 MOST_BARS = 10  # classes with a bar
 LONGEST_NAME = 11  # characters
@@ -68,12 +69,16 @@ def columns(glimpses: Glimpses, below: float) -> tuple[Figure, list[tuple[Axes, 
         below: inches to leave free below each image.
     Returns:
         The figure, and for each column the image's axes, and the free place's left and top, in inches.
+    Raises:
+        InputError: there are too many images for one picture.
     """
     count, around = len(glimpses.images), margin(glimpses)
     height, width = np.array(glimpses.images.shape[-2:]) + 2 * around
     tall = (COLUMN - GAP) * height / width
     block = TITLE + tall + below + GAP
     rows = -(-count // PER_ROW)
+    if (HEADER + rows * block) * DPI >= LARGEST:
+        raise InputError(f"{count} images make too tall a picture: draw fewer, with --num_images= or --indices=")
     figure = new_figure(COLUMN * min(count, PER_ROW), HEADER + rows * block)
     places = []
     for i in range(count):

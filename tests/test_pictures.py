@@ -7,6 +7,7 @@ import pytest
 from conftest import made
 from PIL import Image
 
+from config import InputError
 from glimpses import patch_boxes
 from pictures import animation, frame_figure, gif, glimpse_frames, path_figure, to_image
 
@@ -124,3 +125,9 @@ def test_frames_stand_as_long_as_asked_and_the_last_longer(tmp_path, glimpses):
         picture.seek(k)
         durations.append(picture.info["duration"])
     assert durations == [250, 250, 250, 750] and picture.info["loop"] == 0
+
+
+def test_too_many_images_for_a_picture_are_refused():
+    many = made(np.zeros((1500, 1, 8, 8), np.float32), np.zeros((1500, 1, 2), np.float32), 2, 1)
+    with pytest.raises(InputError, match="1500 images make too tall a picture"):
+        frame_figure(many, 0)
