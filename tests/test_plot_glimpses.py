@@ -17,6 +17,7 @@ from PIL import Image
 import plot_glimpses
 from config import Config, InputError
 from glimpses import load_glimpses, look_at_chosen, open_checkpoint, save_glimpses
+from model import RecurrentAttention
 from pictures import glimpse_frames
 from plot_glimpses import PlotConfig
 from runs import load_checkpoint
@@ -106,6 +107,13 @@ def test_patches_are_what_the_model_received(trained):
         patches = source.loader.denormalize(glimpse.view(6, 1, 1, 8, 8))
         np.testing.assert_allclose(glimpses.patches[:, t], patches, atol=1e-6)
     assert len(received) == trained.num_glimpses
+
+
+def test_a_loaded_model_normalises_as_it_was_trained(trained):
+    loader = open_checkpoint(trained.run_dir / "best.pt").loader
+    model = RecurrentAttention.load(trained.run_dir / "best.pt")
+    images = model.normalize(loader.examples.images[:20] / 255)
+    torch.testing.assert_close(images, next(iter(loader)).images[:20], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
