@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 DATA_DIR ?= ./data
 
-.PHONY: demo train test lint tables
+.PHONY: demo train gallery test tables lint
 .DELETE_ON_ERROR:
 
 # Train on the bundled digits, test, animate: no download, about a minute.
@@ -15,6 +15,10 @@ demo: $(VENV)/installed
 # Train on MNIST, downloaded into DATA_DIR where it is missing.
 train: $(VENV)/installed
 	$(PYTHON) main.py --data_dir=$(DATA_DIR)
+
+# Draw the README's pictures, from models/TASK.pt or, where there is none, from the run that was trained of the task.
+gallery: $(VENV)/installed
+	$(PYTHON) gallery.py --data_dir=$(DATA_DIR)
 
 test: $(VENV)/installed
 	$(PYTHON) -m pytest

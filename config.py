@@ -157,7 +157,7 @@ class Config:
     print_freq: int = 10
     """Steps between two updates of the progress bar, and two checks that the loss is finite."""
     plot_freq: int = 1
-    """Epochs between two savings of where the model looks, for plot_glimpses.py."""
+    """Epochs between two savings of where the model looks, for plot_glimpses.py and TensorBoard."""
 
     def __post_init__(self):
         for name, kind in get_type_hints(Config).items():  # a run's saved settings may hold anything

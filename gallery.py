@@ -1,6 +1,9 @@
-"""Draws the README's picture of the tasks: an image of each, and what the retina makes of it.
+"""Draws every picture of the README, from the shipped models or from those just trained.
 
-python gallery.py --data_dir=./data
+    make gallery
+    python gallery.py --data_dir=./data
+
+A task's model is models/TASK.pt, or else the best checkpoint of its run: ckpt/ram_6_8x8_1/best.pt for mnist.
 """
 
 import sys
@@ -8,76 +11,104 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
+from matplotlib.axes import Axes
 
+from averages import accuracy_figure, average, heat_map_figure
 from config import TASKS, Config, InputError, parse_flags
 from data_loader import get_train_valid_loader
+from glimpses import look_at_chosen, open_checkpoint, patch_boxes
 from modules import Retina
-from plot_glimpses import BOX_COLOURS, draw_boxes, draw_image, patch_boxes
-from runs import Glimpses
+from pictures import BOX_COLOURS, animation, draw_boxes, glimpse_frames, new_figure, png, show, show_patch
+from plot_glimpses import write
+from utils import pick_device
 
-DRAWN = ("mnist", "fashion", "digits", "translated60", "cluttered60", "cluttered100")
+PICTURED = ("mnist", "fashion", "digits", "translated60", "cluttered60", "cluttered100")
+ANIMATED = ("mnist", "translated60", "cluttered60")
+AVERAGED = ("mnist", "cluttered60")
 
 
 @dataclass(frozen=True)
 class GalleryConfig:
-    """Draws an image of each task, and what the retina makes of it."""
+    """Draws every picture of the README."""
 
     data_dir: str = "./data"
     """Folder of the data sets."""
-    out: str = "./assets/tasks.png"
-    """File to write."""
+    models_dir: str = "./models"
+    """Folder of the shipped models, TASK.pt."""
+    ckpt_dir: str = "./ckpt"
+    """Folder of the runs' checkpoints, for tasks without a shipped model."""
+    out_dir: str = "./assets"
+    """Folder to write to."""
 
 
 def main(config: GalleryConfig):
-    import matplotlib
+    """Draws what there are models for, and says for which tasks there is none.
 
-    matplotlib.use("Agg")  # needs no display
-    import matplotlib.pyplot as plt
+    Raises:
+        InputError: data are missing, or a picture lacks its model.
+    """
+    out = Path(config.out_dir)
+    write(out / "tasks.png", png(tasks_figure(config.data_dir)))
+    missing = []
+    for task in dict.fromkeys(ANIMATED + AVERAGED):
+        path = find_model(task, config)
+        if path is None:
+            missing.append(task)
+            continue
+        source = open_checkpoint(path, config.data_dir)
+        print(f"[*] {task}: {path}")
+        if task in ANIMATED:
+            chosen = look_at_chosen(source, indices=[], label="", errors=False, count=6)
+            write(out / f"{task}.gif", animation(glimpse_frames(chosen), ".gif", fps=1.5))
+        if task in AVERAGED:
+            averages = average(source)
+            write(out / f"{task}_heat_maps.png", png(heat_map_figure(averages)))
+            write(out / f"{task}_accuracy.png", png(accuracy_figure(averages)))
+    if missing:
+        raise InputError(
+            f"no model for {', '.join(missing)}, whose pictures stay as they were: put TASK.pt into "
+            f"{config.models_dir}, or train: python main.py --task={missing[0]}"
+        )
 
-    most_patches = max(TASKS[task].get("num_patches", 1) for task in DRAWN)
-    figure, axes = plt.subplots(
-        1 + most_patches, len(DRAWN), figsize=(11, 6.2), dpi=100, height_ratios=[2.1] + [1] * most_patches
-    )
-    for column, task in zip(axes.T, DRAWN, strict=True):
-        settings = Config(task=task, data_dir=config.data_dir, **{"batch_size": 8, **TASKS[task]})
-        draw_task(column, settings)
+
+def find_model(task: str, config: GalleryConfig) -> Path | None:
+    """The shipped model of a task, else that of its run, else None."""
+    run = Config(task=task, ckpt_dir=config.ckpt_dir, **TASKS[task]).run_dir
+    return next((path for path in (Path(config.models_dir) / f"{task}.pt", run / "best.pt") if path.exists()), None)
+
+
+def tasks_figure(data_dir: str):
+    """A column for each task: an image with the patches' boxes, then the patches as the model receives them."""
+    most_patches = max(TASKS[task].get("num_patches", 1) for task in PICTURED)
+    figure = new_figure(9, 5.1)
+    axes = figure.subplots(1 + most_patches, len(PICTURED), height_ratios=[2.1] + [1] * most_patches, squeeze=False)
+    for column, task in zip(axes.T, PICTURED, strict=True):
+        draw_task(column, Config(task=task, data_dir=data_dir, **{"batch_size": 8, **TASKS[task]}))
     figure.subplots_adjust(left=0.005, right=0.995, bottom=0.01, top=0.95, wspace=0.04, hspace=0.06)
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(config.out)
-    print(f"[*] Picture in {config.out}")
+    return figure
 
 
-def draw_task(column: np.ndarray, config: Config):
-    """Fills a column of axes: the image with the patches' boxes, then the patches as the model receives them."""
-    loader = get_train_valid_loader(config, torch.device("cpu"))[1]
-    batch = next(iter(loader))
-    images, labels = loader.denormalize(batch.images[:1]), batch.labels[:1]
-    bright = images[0, 0].nonzero().float().mean(dim=0)  # somewhere on the digit, or among the clutter
-    location = 2 * (bright.flip(0) + 0.5) / torch.tensor([images.shape[3], images.shape[2]]) - 1
-    retina = Retina(config.patch_size, config.num_patches, config.glimpse_scale)
-    size = config.patch_size
-    patches = retina(images, location[None]).view(config.num_patches, -1, size, size)
-    glimpses = Glimpses(
-        images=images.numpy(),
-        labels=labels.numpy(),
-        predictions=labels.numpy(),
-        locations=location.numpy()[None, None],
-        classes=np.array(loader.spec.classes),
-        patch_size=size,
-        num_patches=config.num_patches,
-        glimpse_scale=config.glimpse_scale,
+def draw_task(column: list[Axes], config: Config):
+    """Fills a column of axes from the first validation image of a task."""
+    loader = get_train_valid_loader(config, pick_device(use_gpu=False))[1]
+    image = next(iter(loader)).images[:1]
+    shown = loader.denormalize(image)
+    _, channels, height, width = image.shape
+    bright = shown[0, 0].nonzero().float().mean(dim=0)  # somewhere on the digit, or among the clutter
+    location = 2 * (bright.flip(0) + 0.5) / bright.new_tensor([width, height]) - 1
+    retina, size = Retina(config.patch_size, config.num_patches, config.glimpse_scale), config.patch_size
+    patches = loader.denormalize(retina(image, location[None]).view(config.num_patches, channels, size, size))
+    outside = np.array(loader.spec.mean, np.float32)
+    show(column[0], shown[0].numpy(), outside)
+    draw_boxes(
+        column[0], patch_boxes(location.numpy(), (height, width), size, config.num_patches, config.glimpse_scale)
     )
-    draw_image(column[0], glimpses.images[0], margin=0)
-    draw_boxes(column[0], patch_boxes(glimpses)[0, 0])
-    column[0].set_title(config.task, fontsize=11)
-    for ax in column[1:]:
+    column[0].set_title(config.task, fontsize=10)
+    for ax in column[1 + config.num_patches :]:
         ax.axis("off")
     for ax, patch, colour in zip(column[1:], patches.numpy(), BOX_COLOURS, strict=False):
-        ax.axis("on")
-        draw_image(ax, patch, margin=0)
-        for spine in ax.spines.values():
-            spine.set(color=colour, linewidth=2)
+        ax.set_box_aspect(1)
+        show_patch(ax, patch, colour)
 
 
 if __name__ == "__main__":

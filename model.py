@@ -3,7 +3,7 @@
 Mnih et al. 2014, section 3.
 
     model = RecurrentAttention.load("ckpt/ram_6_8x8_1/best.pt")
-    rollout = model(images)  # images (B, C, H, W), normalised
+    rollout = model(model.normalize(images))  # images (B, C, H, W), from 0 to 1
     rollout.log_probs.argmax(-1), rollout.locations
 """
 
@@ -27,6 +27,7 @@ class Rollout(NamedTuple):
     locations: Tensor  # (B, T, 2), (x, y) looked at, in [-1, 1]
     log_pis: Tensor  # (B, T - 1), log pi of the locations after the first; without gradient where they were given
     baselines: Tensor  # (B, T - 1), reward expected when each of them was chosen
+    hiddens: Tensor  # (B, T, hidden_size), h_t, no gradient; model.classifier reads an early answer out of it
 
 
 class Losses(NamedTuple):
@@ -92,6 +93,13 @@ class RecurrentAttention(nn.Module):
         )
         self.classifier = ActionNetwork(hidden_size=hidden_size, num_classes=num_classes)
         self.baseliner = BaselineNetwork(hidden_size=hidden_size)
+        # Of the training images, per channel; a checkpoint keeps them with its data, not among its weights.
+        self.register_buffer("image_mean", torch.zeros(num_channels, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.ones(num_channels, 1, 1), persistent=False)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W), from 0 to 1, normalised as a loaded model takes them, by its training images."""
+        return (images - self.image_mean) / self.image_std
 
     def forward(
         self,
@@ -115,7 +123,7 @@ class RecurrentAttention(nn.Module):
             first_locations = draw_first_locations(batch, images.device, generator)
         if noise is None and self.training:
             noise = self.draw_noise(batch, images.device, generator)
-        given = first_locations.view(batch, -1, 2).unbind(1)  # K of (B, 2)
+        given = first_locations.reshape(batch, -1, 2).unbind(1)  # K of (B, 2)
 
         scene = self.retina.prepare(images, self.num_glimpses)
         hidden = None
@@ -137,13 +145,14 @@ class RecurrentAttention(nn.Module):
                 samples.append(mean.detach() if noise is None else mean.detach() + self.std * noise[t])
 
         # The squared error trains the baseline alone, for the same reason.
-        states = torch.stack(hiddens).detach()[:-1]  # (T - 1, B, hidden_size)
+        hiddens = torch.stack(hiddens).detach()  # (T, B, hidden_size)
         samples = torch.stack(samples)  # (T, B, 2)
         return Rollout(
             log_probs=self.classifier(hidden),
             locations=samples.clamp(-1, 1).transpose(0, 1),
             log_pis=log_normal(samples[1:], torch.stack(means)[1:], self.std).T,
-            baselines=self.baseliner(states).T,
+            baselines=self.baseliner(hiddens[:-1]).T,
+            hiddens=hiddens.transpose(0, 1),
         )
 
     def draw_noise(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
@@ -169,7 +178,9 @@ class RecurrentAttention(nn.Module):
         try:
             model = cls(**checkpoint["model_args"])
             model.load_state_dict(checkpoint["model_state"])
-        except (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            for name, buffer in (("mean", model.image_mean), ("std", model.image_std)):
+                buffer.copy_(torch.tensor(checkpoint["data"][name]).view_as(buffer))
+        except (KeyError, RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise InputError(f"{path} holds another model: {' '.join(str(error).split())}") from error
         return model
 

@@ -42,6 +42,8 @@ class Retina(nn.Module):
     def __init__(self, patch_size: int, num_patches: int, glimpse_scale: int):
         super().__init__()
         self.patch_size = patch_size
+        self.num_patches = num_patches
+        self.glimpse_scale = glimpse_scale
         self.cells = [glimpse_scale**i for i in range(num_patches)]  # width of a pooled cell, per patch
         cells = torch.tensor(self.cells[1:])[:, None]
         corners = torch.arange(patch_size + 1) * cells - (patch_size * cells) // 2  # of the coarse patches' cells

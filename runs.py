@@ -15,12 +15,10 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from config import Config, InputError, params_json
 
@@ -156,45 +154,6 @@ def check_latest(path: Path, epoch: int, step: int):
     latest = load_checkpoint(path)
     if (latest["epoch"], latest["step"]) != (epoch, step):
         raise InputError(f"another process has trained on from {path} meanwhile: call again, to go on from there")
-
-
-class Glimpses(NamedTuple):
-    """Where a model looked in N images, as plot_glimpses.py draws it."""
-
-    images: np.ndarray  # (N, C, H, W), from 0 to 1
-    labels: np.ndarray  # (N,)
-    predictions: np.ndarray  # (N,)
-    locations: np.ndarray  # (N, T, 2)
-    classes: np.ndarray  # (num_classes,), their names
-    patch_size: int
-    num_patches: int
-    glimpse_scale: int
-
-    @classmethod
-    def of(cls, rollout, images: Tensor, labels: Tensor, classes: list[str], config: Config) -> "Glimpses":
-        """From a `model.Rollout` of images (N, C, H, W) whose values run from 0 to 1."""
-        predictions = rollout.log_probs.argmax(dim=-1)
-        arrays = (tensor.numpy(force=True) for tensor in (images, labels, predictions, rollout.locations))
-        return cls(*arrays, np.array(classes), config.patch_size, config.num_patches, config.glimpse_scale)
-
-
-def save_glimpses(path: Path, glimpses: Glimpses):
-    buffer = io.BytesIO()
-    np.savez(buffer, **glimpses._asdict())
-    write_whole(path, buffer.getvalue())
-
-
-def load_glimpses(path: Path) -> Glimpses:
-    """Reads what `save_glimpses` wrote, without pickle.
-
-    Raises:
-        InputError: the file is missing, or is none of these.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return Glimpses(**{name: arrays[name] for name in Glimpses._fields})
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} does not hold saved glimpses ({error}): train with --plot_freq=1") from error
 
 
 def surroundings() -> dict:

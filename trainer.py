@@ -14,18 +14,11 @@ from tqdm import tqdm
 from config import Config, InputError
 from data_loader import Batch, Loader, save_samples
 from evaluation import Metrics, evaluate, evaluation_locations
+from glimpses import NUM_SAVED, look, save_glimpses
 from model import Losses, RecurrentAttention, draw_first_locations, first_not_finite
 from optim import load_states, make_optimizer, make_scheduler, policy_std, step_scheduler
 from policies import given_locations
-from runs import (
-    Glimpses,
-    append_metrics,
-    check_latest,
-    open_run,
-    record_test,
-    save_checkpoint,
-    save_glimpses,
-)
+from runs import append_metrics, check_latest, open_run, record_test, save_checkpoint
 from step import TrainingStep
 from utils import (
     AverageMeter,
@@ -33,12 +26,10 @@ from utils import (
     StopSignal,
     Stream,
     make_generator,
-    make_writer,
     random_states,
     restore_random_states,
 )
-
-NUM_PLOTTED = 9  # validation images whose glimpses are kept for plot_glimpses.py
+from writers import open_writer
 
 
 class Trainer:
@@ -97,7 +88,7 @@ class Trainer:
         world = self.world
         with (
             world.main_only(open_run(config)),
-            make_writer(config, self.epoch, world.is_main) as writer,
+            open_writer(config, self.epoch, world.is_main) as writer,
             StopSignal(echoes=world.size > 1) as self.signal,
         ):
             if config.resume:  # the checkpoint was read before the run was locked
@@ -223,18 +214,16 @@ class Trainer:
             for name, value in metrics.items():
                 writer.add_scalar(f"{name}/{part}", value, self.epoch)
         if self.epoch % self.config.plot_freq == 0:
-            self.save_glimpses()
+            self.save_glimpses(writer)
 
-    @torch.no_grad()
-    def save_glimpses(self):
-        """Saves where the model looks in the first validation images, for plot_glimpses.py."""
+    def save_glimpses(self, writer):
+        """Logs where the model looks in the first validation batch, and saves some of it for plot_glimpses.py."""
         self.model.eval()
         batch = next(iter(self.valid_loader))
-        images, labels = batch.images[:NUM_PLOTTED], batch.labels[:NUM_PLOTTED]
-        starts = evaluation_locations(self.config, self.valid_loader)[0, : len(images)]
-        rollout = self.model(images, starts.to(self.device))
-        glimpses = Glimpses.of(rollout, self.valid_loader.denormalize(images), labels, self.spec.classes, self.config)
-        save_glimpses(self.config.run_plots / f"glimpses_{self.epoch}.npz", glimpses)
+        given = evaluation_locations(self.config, self.valid_loader)[0, : len(batch.labels)]
+        glimpses = look(self.model, batch, given, self.valid_loader)
+        save_glimpses(self.config.run_plots / f"glimpses_{self.epoch}.npz", glimpses.take(slice(NUM_SAVED)))
+        writer.add_glimpses(glimpses, self.epoch)
 
     def save_checkpoint(self, is_best: bool = False):
         """Writes best.pt if this epoch is the best, then last.pt: cut off between the two, the epoch is done again.

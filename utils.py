@@ -1,4 +1,4 @@
-"""What every part of a run needs: devices, random numbers, meters, signals, TensorBoard.
+"""What every part of a run needs: devices, random numbers, meters, signals.
 
 generator = make_generator(Stream.ROLLOUT, seed=1, epoch=3, step=20)
 """
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import Config, InputError
+from config import InputError
 from distributed import ALONE, World
 
 
@@ -135,25 +135,3 @@ def restore_random_states(states: list[Tensor]):
     torch.set_rng_state(states[0])
     if torch.cuda.is_available() and len(states) == 1 + torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states[1:])
-
-
-class NullWriter:
-    """Stands in for TensorBoard's writer where nothing is logged."""
-
-    def add_scalar(self, *args):
-        pass
-
-    def __enter__(self) -> "NullWriter":
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-
-def make_writer(config: Config, epoch: int, is_main: bool):
-    """TensorBoard's writer, which drops what an earlier process logged after this epoch; or one that writes nothing."""
-    if not (config.use_tensorboard and is_main):
-        return NullWriter()
-    from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
-
-    return SummaryWriter(str(config.run_logs), purge_step=epoch + 1)

@@ -7,11 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from config import Config, get_config
+from glimpses import Glimpses
 from main import main
+from modules import Retina
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = Path(os.environ.get("RAM_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
@@ -97,3 +100,29 @@ def server(fork_server, tmp_path) -> ForkServer:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+def made(images: np.ndarray, locations: np.ndarray, patch_size=5, num_patches=2, scale=2, **fields) -> Glimpses:
+    """Glimpses of images (N, C, H, W) at locations (N, T, 2), with patches from the retina and three classes."""
+    count, steps = locations.shape[:2]
+    retina = Retina(patch_size, num_patches, scale)
+    read = [retina(torch.from_numpy(images), torch.from_numpy(locations[:, t])) for t in range(steps)]
+    shape = (count, steps, num_patches, images.shape[1], patch_size, patch_size)
+    probabilities = np.random.default_rng(1).dirichlet(np.ones(3), (count, steps))
+    return Glimpses(
+        images=images,
+        labels=np.arange(count) % 3,
+        locations=locations,
+        patches=torch.stack(read, 1).view(shape).numpy(),
+        probabilities=probabilities,
+        classes=np.array(["zero", "one", "two"]),
+        outside=np.zeros(images.shape[1], np.float32),
+        glimpse_scale=scale,
+    )._replace(**fields)
+
+
+@pytest.fixture
+def glimpses() -> Glimpses:
+    random = np.random.default_rng(0)
+    images = random.random((3, 1, 20, 32), dtype=np.float32)
+    return made(images, random.uniform(-1, 1, (3, 4, 2)).astype(np.float32))

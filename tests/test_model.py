@@ -141,6 +141,7 @@ def test_hybrid_loss_by_hand():
         locations=torch.zeros(2, 3, 2),
         log_pis=torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
         baselines=torch.tensor([[0.5, 0.25], [0.5, 1.0]]),
+        hiddens=torch.zeros(2, 3, 1),
     )
     losses = hybrid_loss(rollout, torch.tensor([0, 1]), reinforce_weight=0.1)  # rewards 1 and 0
     action = -(np.log(0.7) + np.log(0.4)) / 2

@@ -1,115 +1,236 @@
-"""Animations: boxes sit on the pixels that the retina read, files open, errors are clear."""
+"""The command that draws: selections are what they say, files are whole, errors are clear, runs may be in progress."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import made
 from PIL import Image
 
 import plot_glimpses
-from config import InputError
-from modules import Retina
-from plot_glimpses import PlotConfig, patch_boxes
-from runs import Glimpses, load_glimpses, save_glimpses
+from config import Config, InputError
+from glimpses import load_glimpses, look_at_chosen, open_checkpoint, save_glimpses
+from model import RecurrentAttention
+from pictures import glimpse_frames
+from plot_glimpses import PlotConfig
+from runs import load_checkpoint
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def glimpses() -> Glimpses:
-    random = np.random.default_rng(0)
-    return Glimpses(
-        images=random.random((3, 1, 20, 32), dtype=np.float32),
-        labels=np.array([0, 1, 2]),
-        predictions=np.array([0, 2, 2]),
-        locations=random.uniform(-1, 1, (3, 4, 2)).astype(np.float32),
-        classes=np.array(["zero", "one", "two"]),
-        patch_size=5,
-        num_patches=2,
-        glimpse_scale=2,
-    )
+def trained(run) -> Config:
+    """A run of two epochs, which gets some digits right and some wrong."""
+    return run("--epochs=2")
 
 
-def test_a_box_covers_what_the_retina_read(glimpses):
-    retina = Retina(5, 1, 1)
-    boxes = patch_boxes(glimpses)
-    assert boxes.shape == (3, 4, 2, 3)
-    for t in range(4):
-        read = retina(torch.from_numpy(glimpses.images), torch.from_numpy(glimpses.locations[:, t])).view(3, 5, 5)
-        for i in range(3):
-            left, top, width = boxes[i, t, 0].astype(int)
-            assert width == 5
-            inside = np.pad(glimpses.images[i, 0], 40)[top + 40 : top + 45, left + 40 : left + 45]
-            np.testing.assert_array_equal(read[i].numpy(), inside)
-
-
-def test_wider_boxes_hold_the_finer_ones(glimpses):
-    boxes = patch_boxes(glimpses)
-    fine, coarse = boxes[:, :, 0], boxes[:, :, 1]
-    assert (coarse[..., :2] <= fine[..., :2]).all()
-    assert (coarse[..., :2] + coarse[..., 2:] >= fine[..., :2] + fine[..., 2:]).all()
-
-
-def test_the_drawn_box_lies_around_the_pixel(tmp_path, glimpses):
-    """Rendered: a lone white pixel in a black image, looked at, is inside the coloured box."""
-    image = np.zeros((1, 1, 30, 30), np.float32)
-    image[0, 0, 8, 21] = 1
-    place = np.array([[[2 * 21.5 / 30 - 1, 2 * 8.5 / 30 - 1]]], np.float32)
-    drawn = glimpses._replace(
-        images=image, labels=np.array([1]), predictions=np.array([1]), locations=place, patch_size=9, num_patches=1
-    )
-    plot_glimpses.animate(drawn, 1, 2.0, tmp_path / "a.gif")
-    frame = np.asarray(Image.open(tmp_path / "a.gif").convert("RGB")).astype(int)
-    orange = np.argwhere((abs(frame - [230, 159, 0]) < 60).all(axis=2))
-    white = np.argwhere((frame > 240).all(axis=2) & (np.indices(frame.shape[:2])[0] > frame.shape[0] * 0.22))
-    middle = orange.min(axis=0) + np.ptp(orange, axis=0) / 2
-    inside = (white > orange.min(axis=0)).all(axis=1) & (white < orange.max(axis=0)).all(axis=1)
-    lone = white[inside].mean(axis=0)
-    np.testing.assert_allclose(lone, middle, atol=2.5)
-    height, width = frame.shape[:2]
-    assert middle[0] < height * 0.6 and middle[1] > width * 0.6  # above the middle, right of it: x and y not swapped
-
-
-def test_a_run_animates_from_its_glimpses_and_its_checkpoint(run):
-    config = run("--epochs=2")
-    saved = plot_glimpses.main(PlotConfig(plot_dir=str(config.run_plots), epoch=1, num_images=4))
-    assert saved == config.run_plots / "glimpses_1.gif"
-    tested = plot_glimpses.main(PlotConfig(checkpoint=str(config.run_dir / "best.pt"), num_images=4))
+def test_a_run_animates_from_its_glimpses_and_its_checkpoint(trained):
+    assert plot_glimpses.find_glimpses(trained.run_plots, None).name == "glimpses_2.npz"
+    [saved] = plot_glimpses.main(PlotConfig(plot_dir=str(trained.run_plots), epoch=1, num_images=2))
+    assert saved == trained.run_plots / "glimpses_1.gif"
+    [tested] = plot_glimpses.main(PlotConfig(checkpoint=str(trained.run_dir / "best.pt"), num_images=2))
+    assert tested == trained.run_plots / "best.gif"
     for path in (saved, tested):
         picture = Image.open(path)
-        assert picture.format == "GIF" and picture.n_frames >= config.num_glimpses
-    latest = plot_glimpses.find_glimpses(config.run_plots, None)
-    assert latest.name == "glimpses_2.npz"
+        assert picture.format == "GIF" and picture.n_frames == trained.num_glimpses
+
+
+def test_pictures_of_a_checkpoint_that_lies_elsewhere_go_to_a_folder_of_its_name(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(trained.run_dir / "best.pt", tmp_path / "mine.pt")
+    [path] = plot_glimpses.main(PlotConfig(checkpoint="mine.pt", num_images=1))
+    assert path == Path("plots/mine/mine.gif") and path.exists()
+
+
+def test_a_sheet_shows_every_glimpse(trained):
+    out = trained.run_plots / "sheet.png"
+    plot_glimpses.main(PlotConfig(plot_dir=str(trained.run_plots), num_images=2, out=str(out)))
+    frames = list(glimpse_frames(load_glimpses(trained.run_plots / "glimpses_2.npz").take(slice(2))))
+    np.testing.assert_array_equal(np.asarray(Image.open(out)), np.concatenate([np.asarray(f) for f in frames]))
+
+
+def test_selections_choose_what_they_say(trained):
+    source = open_checkpoint(trained.run_dir / "best.pt")
+    labels = source.loader.examples.labels.numpy()
+    everything = {"indices": [], "label": "", "errors": False, "count": 10_000}
+    whole = look_at_chosen(source, **everything)
+    assert len(whole.labels) == len(labels) and 0 < whole.wrong.sum() < len(labels)
+
+    by_index = look_at_chosen(source, **{**everything, "indices": [5, 0, 17], "count": 1})
+    np.testing.assert_array_equal(by_index.images, whole.images[[5, 0, 17]])
+    np.testing.assert_allclose(by_index.locations, whole.locations[[5, 0, 17]], atol=1e-5)
+    by_class = look_at_chosen(source, **{**everything, "label": "3", "count": 4})
+    np.testing.assert_array_equal(by_class.images, whole.images[labels == 3][:4])
+    wrong = look_at_chosen(source, **{**everything, "errors": True, "count": 5})
+    assert wrong.wrong.all()
+    np.testing.assert_array_equal(wrong.images, whole.images[whole.wrong][:5])
+    both = look_at_chosen(source, **{**everything, "errors": True, "label": "8"})
+    assert (both.labels == 8).all() and both.wrong.all() and len(both.labels) == (whole.wrong & (labels == 8)).sum()
+
+
+def test_errors_are_those_that_the_test_counts(trained, run):
+    run("--is_train=False")
+    test = json.loads((trained.run_dir / "test.json").read_text())["tests"]["M=1"]
+    source = open_checkpoint(trained.run_dir / "best.pt")
+    wrong = look_at_chosen(source, indices=[], label="", errors=True, count=10_000)
+    assert len(wrong.labels) == test["images"] - test["correct"]
+
+
+def test_probabilities_sum_to_one_and_the_last_are_the_rollouts(trained):
+    source = open_checkpoint(trained.run_dir / "best.pt")
+    glimpses = look_at_chosen(source, indices=[], label="", errors=False, count=20)
+    np.testing.assert_allclose(glimpses.probabilities.sum(axis=-1), 1, atol=1e-5)
+    images = next(iter(source.loader)).images[:20]
+    with torch.no_grad():
+        rollout = source.model(images, source.first_locations[:20])
+        np.testing.assert_allclose(glimpses.probabilities[:, -1], rollout.log_probs.exp(), atol=1e-5)
+        # A model that looks fewer times answers what was read out early.
+        source.model.num_glimpses = 2
+        np.testing.assert_allclose(
+            glimpses.probabilities[:, 1], source.model(images, source.first_locations[:20]).log_probs.exp(), atol=1e-5
+        )
+
+
+def test_patches_are_what_the_model_received(trained):
+    source = open_checkpoint(trained.run_dir / "best.pt")
+    received = []
+    source.model.sensor.register_forward_pre_hook(lambda module, inputs: received.append(inputs[0]))
+    glimpses = look_at_chosen(source, indices=[], label="", errors=False, count=6)
+    for t, glimpse in enumerate(received):
+        patches = source.loader.denormalize(glimpse.view(6, 1, 1, 8, 8))
+        np.testing.assert_allclose(glimpses.patches[:, t], patches, atol=1e-6)
+    assert len(received) == trained.num_glimpses
+
+
+def test_a_loaded_model_normalises_as_it_was_trained(trained):
+    loader = open_checkpoint(trained.run_dir / "best.pt").loader
+    model = RecurrentAttention.load(trained.run_dir / "best.pt")
+    images = model.normalize(loader.examples.images[:20] / 255)
+    torch.testing.assert_close(images, next(iter(loader)).images[:20], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"indices": "9"}, "indices=9 is not among the 9 images"),
+        ({"label": "ten"}, "label=ten is not among the classes: 0, 1"),
+        ({"indices": "0", "label": "0"}, "no image of class 0"),
+        ({"errors": True}, "answers all of these images right"),
+    ],
+)
+def test_a_selection_of_nothing_says_so(fields, message, tmp_path):
+    images = np.zeros((9, 1, 8, 8), np.float32)
+    right = made(images, np.zeros((9, 2, 2), np.float32), labels=np.ones(9, int), classes=np.array(["0", "1", "2"]))
+    save_glimpses(tmp_path / "glimpses_1.npz", right._replace(probabilities=np.eye(3)[np.ones((9, 2), int)]))
+    with pytest.raises(InputError, match=message):
+        plot_glimpses.main(PlotConfig(plot_dir=str(tmp_path), **fields))
+    assert [path.name for path in tmp_path.iterdir()] == ["glimpses_1.npz"]
 
 
 def test_saved_glimpses_open_without_pickle(tmp_path, glimpses):
     save_glimpses(tmp_path / "glimpses_1.npz", glimpses)
     loaded = load_glimpses(tmp_path / "glimpses_1.npz")
-    np.testing.assert_array_equal(loaded.locations, glimpses.locations)
+    for saved, read in zip(glimpses, loaded, strict=True):
+        np.testing.assert_array_equal(saved, read)
     np.savez(tmp_path / "glimpses_2.npz", **{**glimpses._asdict(), "labels": np.array([print], dtype=object)})
     for path in (tmp_path / "glimpses_2.npz", tmp_path / "missing.npz"):
         with pytest.raises(InputError, match="does not hold saved glimpses"):
             load_glimpses(path)
 
 
-def test_mp4_needs_ffmpeg_and_says_so(tmp_path, glimpses, monkeypatch):
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("labels", np.array([0, 1, 3])),
+        ("labels", np.array([0, 1])),
+        ("images", np.zeros((3, 3, 20, 32))),
+        ("locations", np.full((3, 4, 2), np.nan)),
+        ("probabilities", np.zeros((3, 4, 2))),
+        ("patches", np.zeros(3)),
+        ("glimpse_scale", np.zeros(2)),
+        ("classes", np.array("zero")),
+    ],
+)
+def test_saved_glimpses_that_contradict_themselves_are_refused(field, value, tmp_path, glimpses):
+    save_glimpses(tmp_path / "glimpses_1.npz", glimpses._replace(**{field: value}))
+    with pytest.raises(InputError, match="does not hold saved glimpses"):
+        load_glimpses(tmp_path / "glimpses_1.npz")
+
+
+def test_an_animation_needs_no_ffmpeg_but_a_film_does_and_says_so(tmp_path, glimpses, monkeypatch):
     save_glimpses(tmp_path / "glimpses_1.npz", glimpses)
-    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    plot_glimpses.main(PlotConfig(plot_dir=str(tmp_path), out=str(tmp_path / "a.gif")))
+    assert Image.open(tmp_path / "a.gif").n_frames == 4
     with pytest.raises(InputError, match="ffmpeg, which is not installed"):
         plot_glimpses.main(PlotConfig(plot_dir=str(tmp_path), out=str(tmp_path / "a.mp4")))
     assert not (tmp_path / "a.mp4").exists()
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
+def test_a_film_is_written_where_ffmpeg_is(tmp_path, glimpses):
+    save_glimpses(tmp_path / "glimpses_1.npz", glimpses)
+    plot_glimpses.main(PlotConfig(plot_dir=str(tmp_path), out=str(tmp_path / "a.mp4"), num_images=1))
+    ask = ["ffmpeg", "-i", str(tmp_path / "a.mp4"), "-f", "null", "-"]
+    told = subprocess.run(ask, capture_output=True, text=True).stderr
+    assert "yuv420p" in told and "frame=    6" in told  # 4 glimpses, the last for three frames
+
+
+def test_a_failing_write_leaves_the_old_picture(tmp_path, glimpses, monkeypatch):
+    save_glimpses(tmp_path / "glimpses_1.npz", glimpses)
+    (tmp_path / "a.gif").write_text("old")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"cannot write .*No space left.*choose another --out="):
+        plot_glimpses.main(PlotConfig(plot_dir=str(tmp_path), out=str(tmp_path / "a.gif"), num_images=1))
+    assert (tmp_path / "a.gif").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gif", "glimpses_1.npz"]
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path, glimpses):
     save_glimpses(tmp_path / "glimpses_1.npz", glimpses)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write .*choose another --out="):
-        plot_glimpses.main(PlotConfig(plot_dir=str(tmp_path), out=str(tmp_path / "file" / "a.gif")))
+        plot_glimpses.main(PlotConfig(plot_dir=str(tmp_path), out=str(tmp_path / "file" / "a.gif"), num_images=1))
 
 
-@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
-def test_mp4_is_written_where_ffmpeg_is(tmp_path, glimpses):
-    plot_glimpses.animate(glimpses, 3, 2.0, tmp_path / "a.mp4")
-    assert (tmp_path / "a.mp4").read_bytes()[4:8] == b"ftyp"
+def test_a_run_in_progress_is_drawn_without_a_display(flags, tmp_path):
+    """The real command, while the real training writes."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    training = subprocess.Popen(
+        [sys.executable, ROOT / "main.py", *flags, "--epochs=100000", "--compile=False", "--run_name=live"],
+        stdout=subprocess.DEVNULL,
+        env=environment,
+    )
+    try:
+        run_dir, plots = tmp_path / "ckpt_dir" / "live", tmp_path / "plot_dir" / "live"
+        for source in (f"--plot_dir={plots}", f"--checkpoint={run_dir / 'last.pt'}"):
+            deadline = time.time() + 300
+            while not (run_dir / "last.pt").exists() and time.time() < deadline:
+                time.sleep(0.1)
+            out = tmp_path / "live.gif"
+            command = [sys.executable, ROOT / "plot_glimpses.py", source, f"--out={out}", "--num_images=1"]
+            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+            assert training.poll() is None
+            assert Image.open(out).n_frames == 3
+            out.unlink()
+        for _ in range(50):
+            load_glimpses(plot_glimpses.find_glimpses(plots, None))
+            load_checkpoint(run_dir / "last.pt")
+        assert training.poll() is None
+    finally:
+        training.kill()
+        training.wait()
 
 
 def test_an_epoch_that_was_not_saved_names_those_that_were(tmp_path, glimpses):
@@ -118,7 +239,18 @@ def test_an_epoch_that_was_not_saved_names_those_that_were(tmp_path, glimpses):
         plot_glimpses.find_glimpses(tmp_path, 2)
 
 
-@pytest.mark.parametrize("fields", [{"out": "a.png"}, {"num_images": 0}, {"fps": 0.0}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"out": "a.jpg"},
+        {"num_images": 0},
+        {"fps": 0.0},
+        {"indices": "1,x"},
+        {"epoch": 3, "checkpoint": "best.pt"},
+        {"averages": True},
+        {"errors": True, "averages": True, "checkpoint": "best.pt"},
+    ],
+)
 def test_a_setting_that_is_not_allowed_is_named(fields):
     with pytest.raises(InputError, match=next(iter(fields))):
         PlotConfig(**fields)

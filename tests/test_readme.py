@@ -2,9 +2,15 @@
 
 import dataclasses
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
 from config import Config
+from plot_glimpses import PlotConfig
 from tables import with_tables
 
 ROOT = Path(__file__).parents[1]
@@ -20,8 +26,9 @@ def test_files_and_flags_it_names_exist():
     for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / path).exists(), path
     flags = set(re.findall(r"--([a-zA-Z_]+)=", README))
-    elsewhere = {"plot_dir", "epoch", "checkpoint", "out"}  # plot_glimpses.py
-    assert flags <= {field.name for field in dataclasses.fields(Config)} | elsewhere
+    settings = (Config, PlotConfig)
+    elsewhere = {"logdir"}  # tensorboard
+    assert flags <= {field.name for cls in settings for field in dataclasses.fields(cls)} | elsewhere
 
 
 def test_the_tests_it_names_exist():
@@ -29,3 +36,45 @@ def test_the_tests_it_names_exist():
     named = set(re.findall(r"`(test_\w+)`", README))
     assert len(named) > 10
     assert all(f"def {name}(" in tests for name in named)
+
+
+def example() -> str:
+    """The README's only block of Python."""
+    [block] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    return block
+
+
+def say(folder: Path) -> str:
+    """What the example prints where folder/models/mnist.pt is."""
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{example()}"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_example_in_python_works_as_written(run, tmp_path):
+    """With a model of the size of the shipped one, if not its skill."""
+    config = run("--epochs=1", "--num_glimpses=6", "--hidden_size=256")
+    (tmp_path / "models").mkdir()
+    shutil.copy(config.run_dir / "best.pt", tmp_path / "models" / "mnist.pt")
+    answer = re.fullmatch(r"\[(.*)\] torch.Size\(\[9, 6, 2\]\)\n", say(tmp_path))
+    assert {int(digit) for digit in answer[1].split(", ")} <= set(range(10))
+    assert len(example().strip().splitlines()) <= 10
+
+
+@pytest.mark.skipif(not (ROOT / "models" / "mnist.pt").exists(), reason="models/mnist.pt is not there")
+def test_the_example_in_python_reads_digits_with_the_shipped_model():
+    answers = re.search(r"\[(.*?)\]", say(ROOT))[1].split(", ")
+    assert sum(int(answer) == digit for digit, answer in enumerate(answers)) >= 5  # they are 0 to 8; MNIST's are others
+
+
+def test_every_tag_it_names_is_logged_and_every_logged_one_is_named(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags = EventAccumulator(str(run("--epochs=1", "--use_tensorboard=True").run_logs)).Reload().Tags()
+    logged = {*tags["scalars"], *tags["images"], *tags["histograms"]}
+    named = README.partition("### In TensorBoard")[2].partition("\n## ")[0]
+    words = set(re.findall(r"`([\w/]+)`", named)) - {"plot_freq"}
+    parts = {f"{word}{part}" for word in words for part in ("", "/train", "/valid")}
+    assert all(re.sub(r"glimpse_\d", "glimpse_1", tag) in parts for tag in logged)
+    assert all(
+        any(tag in (word, f"{word}/train", f"{word}/valid") for tag in logged) for word in words if word[0] != "/"
+    )

@@ -50,7 +50,7 @@ def test_a_run_prints_the_originals_lines_and_leaves_its_files(run, capsys):
     assert {path.name for path in config.run_dir.iterdir()} == {
         "last.pt", "best.pt", "params.json", "metrics.jsonl", "environment.json", "lock"}  # fmt: skip
     assert [line["epoch"] for line in metrics_of(config)] == [1, 2]
-    assert {path.name for path in config.run_plots.iterdir()} == {"glimpses_1.npz", "glimpses_2.npz"}
+    assert {path.name for path in config.run_plots.iterdir()} == {"glimpses_1.npz", "glimpses_2.npz", "curves.png"}
     run("--is_train=False")
     record = json.loads((config.run_dir / "test.json").read_text())
     assert record["tests"]["M=1"]["images"] == 359
@@ -169,7 +169,7 @@ def test_several_rollouts_average_probabilities_not_their_logarithms(run):
     class Stub(torch.nn.Module):
         def forward(self, images, starts):
             none = torch.zeros(len(images), 0)
-            return Rollout(torch.tensor(next(answers)).log().expand(len(images), 3), starts[:, None], none, none)
+            return Rollout(torch.tensor(next(answers)).log().expand(len(images), 3), starts[:, None], *[none] * 3)
 
     trainer.model = Stub()
     labels = loaders[1].examples.labels % 3
@@ -189,7 +189,7 @@ def test_overwrite_begins_anew(run):
     run("--epochs=2")
     config = run("--epochs=1", "--overwrite=True")
     assert [line["epoch"] for line in metrics_of(config)] == [1]
-    assert [path.name for path in config.run_plots.iterdir()] == ["glimpses_1.npz"]
+    assert sorted(path.name for path in config.run_plots.iterdir()) == ["curves.png", "glimpses_1.npz"]
 
 
 def test_tensorboard_holds_every_term(run):

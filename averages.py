@@ -1,0 +1,148 @@
+"""What a model does on average over a test set: where its glimpses fall, and how early it knows the answer.
+
+averages = average(open_checkpoint("models/mnist.pt"))
+averages.correct / averages.num_images    # share of right answers after 1, 2, ... glimpses
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+from glimpses import Source
+from pictures import GAP, RIGHT, new_figure, place, short, show
+
+FINEST = 30  # cells of a heat map across an image, at most: finer ones would hold too few glimpses
+WIDTH = 9  # inches
+PER_ROW = 10  # classes beside each other
+
+
+class Averages(NamedTuple):
+    """Sums over a test set, from one rollout of T glimpses per image."""
+
+    num_images: int
+    correct: np.ndarray  # (T,), images whose answer is right after 1 to T glimpses
+    by_glimpse: np.ndarray  # (T, rows, columns), glimpses in each cell of the image
+    by_class: np.ndarray  # (num_classes, rows, columns), glimpses that the policy chose: all but the first
+    mean_image: np.ndarray  # (C, H, W), from 0 to 1
+    class_means: np.ndarray  # (num_classes, C, H, W)
+    classes: list[str]
+
+
+@torch.no_grad()
+def average(source: Source) -> Averages:
+    """Looks at every test image once, as a test with M = 1 does."""
+    model, loader, first_locations, _ = source
+    spec, steps = loader.spec, model.num_glimpses
+    rows, columns = min(spec.height, FINEST), min(spec.width, FINEST)
+    correct = np.zeros(steps, int)
+    by_glimpse = np.zeros((steps, rows, columns), int)
+    by_class = np.zeros((len(spec.classes), rows, columns), int)
+    sums = np.zeros((len(spec.classes), spec.num_channels, spec.height, spec.width))
+    counts = np.zeros(len(spec.classes), int)
+    begin = 0
+    for images, labels, _, _ in tqdm(loader, "Look", leave=False, disable=None):
+        rollout = model(images, first_locations[begin : begin + len(labels)])
+        begin += len(labels)
+        answers = model.classifier(rollout.hiddens).argmax(dim=-1)  # (B, T)
+        correct += (answers == labels[:, None]).sum(dim=0).numpy(force=True)
+        row, column = cells(rollout.locations, rows, columns)  # (B, T)
+        named = labels.numpy(force=True)
+        np.add.at(by_glimpse, (np.arange(steps), row, column), 1)
+        np.add.at(by_class, (named[:, None], row[:, 1:], column[:, 1:]), 1)
+        np.add.at(sums, named, loader.denormalize(images).numpy(force=True))
+        np.add.at(counts, named, 1)
+    class_means = sums / np.maximum(counts, 1)[:, None, None, None]
+    mean_image = sums.sum(axis=0) / counts.sum()
+    return Averages(begin, correct, by_glimpse, by_class, mean_image, class_means, spec.classes)
+
+
+def cells(locations: Tensor, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of the heat map in which each location (..., 2) lies; the border belongs to the last."""
+    sizes = np.array([columns, rows])
+    index = np.minimum(((locations.numpy(force=True) + 1) / 2 * sizes).astype(int), sizes - 1)
+    return index[..., 1], index[..., 0]
+
+
+def heat_map_figure(averages: Averages) -> Figure:
+    """Above, the mean image and where each glimpse falls; below, the same for each class, its glimpses together."""
+    steps, num_classes = len(averages.by_glimpse), len(averages.classes)
+    ratio = averages.mean_image.shape[1] / averages.mean_image.shape[2]
+    head, title = 0.3, 0.22
+    wide, small = min(WIDTH / (1 + steps), 1.5) - GAP, WIDTH / PER_ROW - GAP  # of a map above, and below
+    class_row = title + 2 * small * ratio + 2 * GAP
+    lower = head + 2 * title + wide * ratio  # where the lower half begins
+    figure = new_figure(WIDTH, lower + head + class_row * -(-num_classes // PER_ROW))
+
+    def write(text: str, top: float):
+        figure.text(GAP / 2 / WIDTH, 1 - (top + 0.07) / figure.get_figheight(), text, va="top", fontsize=10)
+
+    write("Mean test image, and where the glimpses fall, on a logarithmic scale: the first at random, others chosen", 0)
+    for i in range(1 + steps):
+        ax = place(figure, GAP / 2 + i * (wide + GAP), head + 2 * title, wide, wide * ratio)
+        if i == 0:
+            show_mean(ax, averages.mean_image)
+            ax.set_title("mean image", fontsize=8, pad=3)
+        else:
+            counts = averages.by_glimpse[i - 1]
+            show_counts(ax, counts, averages.mean_image)
+            ax.set_title(f"glimpse {i}\npeak {peak(counts):.1f} %", fontsize=8, pad=3)
+    write("Each class: its mean image, and where the glimpses fall that the policy chose for it", lower)
+    for k, name in enumerate(averages.classes):
+        row, column = divmod(k, PER_ROW)
+        left, top = GAP / 2 + column * (small + GAP), lower + head + row * class_row + title
+        ax = place(figure, left, top, small, small * ratio)
+        show_mean(ax, averages.class_means[k])
+        ax.set_title(short(name), fontsize=8, pad=3)
+        ax = place(figure, left, top + small * ratio + GAP, small, small * ratio)
+        show_counts(ax, averages.by_class[k], averages.class_means[k])
+    return figure
+
+
+def peak(counts: np.ndarray) -> float:
+    """The largest share of the glimpses in one cell, %."""
+    return 100 * counts.max() / max(counts.sum(), 1)
+
+
+def show_mean(ax: Axes, mean_image: np.ndarray):
+    """A mean image (C, H, W), made as bright as it can be: that of images strewn over a canvas is dark."""
+    show(ax, mean_image / (mean_image.max() or 1), np.zeros(len(mean_image)))
+
+
+def show_counts(ax: Axes, counts: np.ndarray, mean_image: np.ndarray):
+    """A heat map, black where no glimpse falls: a policy may look at one place in most images, so the scale is
+    logarithmic, each map's own, and a single glimpse is visible beside thousands. Contours show the mean image."""
+    scale = LogNorm(0.5, max(counts.max(), 1))
+    ax.imshow(np.ma.masked_equal(counts, 0), cmap="inferno", norm=scale, interpolation="nearest", extent=(0, 1, 1, 0))
+    grey = mean_image.mean(axis=0)
+    height, width = grey.shape
+    if np.ptp(grey) > grey.max() / 2:  # the mean of photographs has hardly a shape
+        ax.contour((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height, grey,
+                   levels=[grey.min() + np.ptp(grey) / 2], colors="#56B4E9", linewidths=0.8)  # fmt: skip
+    ax.set(xticks=[], yticks=[], facecolor="black", aspect="auto", xlim=(0, 1), ylim=(1, 0))
+
+
+def accuracy_figure(averages: Averages) -> Figure:
+    """How often the answer is right if it is read out after 1 to T glimpses."""
+    accuracy = 100 * averages.correct / averages.num_images
+    glimpses = np.arange(1, len(accuracy) + 1)
+    figure = new_figure(6, 3.4)
+    ax = figure.add_subplot()
+    ax.plot(glimpses, accuracy, color=RIGHT, marker="o")
+    for x, y in zip(glimpses, accuracy, strict=True):
+        ax.annotate(f"{y:.1f}", (x, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9)
+    chance = 100 / len(averages.classes)
+    ax.axhline(chance, color="#999999", linestyle="--", linewidth=1)
+    ax.annotate(
+        "chance", (glimpses[-1], chance), xytext=(0, 3), textcoords="offset points", ha="right", color="#666666"
+    )
+    ax.set_title(f"the answer read out early, by a classifier trained after glimpse {glimpses[-1]}", fontsize=10)
+    ax.set(xlabel="glimpses before the answer", ylabel="test accuracy, %", ylim=(0, 112), xticks=glimpses)
+    ax.spines[["right", "top"]].set_visible(False)
+    figure.tight_layout()
+    return figure
