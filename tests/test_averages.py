@@ -48,7 +48,7 @@ def test_the_border_belongs_to_the_last_cell_and_x_counts_columns():
 
 def test_the_last_accuracy_is_the_tests(source, run):
     run("--is_train=False")
-    test = json.loads((source.config.run_dir / "test.json").read_text())["test"]
+    test = json.loads((source.config.run_dir / "test.json").read_text())["tests"]["M=1"]
     assert average(source).correct[-1] == test["correct"]
 
 
