@@ -52,25 +52,32 @@ def supervise(sweep: Sweep, study):
     from sweep_trials import finished, line_of
 
     log = sweep.folder / f"workers_{platform.node()}.log"
-    workers: list[subprocess.Popen] = []
-    shown: set[int] = set()
-    passed_on = 0
-    with _signals() as received, tqdm(total=sweep.total, unit="trial", disable=None) as bar:
-        if len(finished(study)) < sweep.total:
-            workers = [start_worker(sweep, log) for _ in range(sweep.flags.workers)]
-        at_work = True
+    shown: set[int] = set()  # trials
+    fallen: set[int] = set()  # workers
+    count = sweep.flags.workers if len(finished(study)) < sweep.total else 0
+    with (
+        stop_signals() as received,
+        start_workers(sweep, count, log) as workers,
+        tqdm(total=sweep.total, unit="trial", disable=None) as bar,
+    ):
+        passed_on, at_work = 0, True
         while at_work:
-            at_work = any(worker.poll() is None for worker in workers)  # asked before the trials: none is missed
+            codes = [worker.poll() for worker in workers]
+            at_work = None in codes  # asked before the trials are: none is missed
             trials = finished(study)
-            errors = [trial.value for trial in trials if trial.state.name == "COMPLETE"]
-            best = f"best {min(errors):.2f} %" if errors else "no trial complete"
             for trial in trials:
                 if trial.number not in shown:
                     shown.add(trial.number)
                     bar.write(line_of(trial))
                     bar.update()
+            errors = [trial.value for trial in trials if trial.state.name == "COMPLETE"]
+            best = f"best {min(errors):.2f} %" if errors else "none complete"
             bar.set_postfix_str(best)
-            for _ in received[passed_on:]:
+            for index, code in enumerate(codes):
+                if code and index not in fallen and not received:
+                    fallen.add(index)
+                    bar.write(f"[!] A worker has stopped with code {code}; others go on with its trial ({log})")
+            if len(received) > passed_on:
                 passed_on += 1
                 for worker in workers:
                     worker.send_signal(signal.SIGINT if passed_on == 1 else signal.SIGKILL)
@@ -83,24 +90,39 @@ def supervise(sweep: Sweep, study):
         interrupt.exit_code = 128 + received[0]
         raise interrupt
     if len(shown) < sweep.total:
-        last = log.read_text().splitlines()[-1] if log.exists() and log.stat().st_size else "nothing"
+        last = log.read_text().splitlines()[-1]
         raise InputError(f"all workers have stopped, {state}; {log} ends with: {last}")
 
 
-def start_worker(sweep: Sweep, log: Path) -> subprocess.Popen:
-    """This command again as one worker, in a process group of its own: a terminal's Ctrl-C reaches it through us."""
-    threads = max(1, (os.cpu_count() or 1) // sweep.flags.workers)
+@contextlib.contextmanager
+def start_workers(sweep: Sweep, count: int, log: Path) -> Iterator[list[subprocess.Popen]]:
+    """This command again, as workers that share the cores and write into the log; they do not outlive the caller.
+
+    Each has a process group of its own: a terminal's Ctrl-C reaches it only through the caller, once.
+    """
+    threads = max(1, (os.cpu_count() or 1) // max(1, count))
     environment = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", **os.environ}
-    with open(log, "a") as output:
-        return subprocess.Popen(
-            [sys.executable, __file__, *sweep.argv, "--workers=0"],
-            stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment, start_new_session=True,
-        )  # fmt: skip
+    workers: list[subprocess.Popen] = []
+    try:
+        with open(log, "a") as output:
+            for _ in range(count):
+                workers.append(
+                    subprocess.Popen(
+                        [sys.executable, __file__, *sweep.argv, "--workers=0"],
+                        stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True,
+                    )
+                )  # fmt: skip
+        yield workers
+    finally:
+        for worker in workers:
+            worker.send_signal(signal.SIGINT)  # to those that still run
+        for worker in workers:
+            worker.wait()
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Gives the list of the signals to stop that came meanwhile."""
+def stop_signals() -> Iterator[list[int]]:
+    """Gives the list of the signals to stop that have come since."""
     received: list[int] = []
     numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
     before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in numbers}

@@ -15,6 +15,9 @@ import tyro
 
 from config import FREE, PER_CALL, TASKS, Config, InputError, get_config
 
+# What makes errors comparable, beside what changes no training (config.FREE).
+NOT_SEARCHED = ("task", "dataset", "canvas_size", "num_clutter", "valid_size", "random_seed", "save_every_steps")
+
 
 @dataclass(frozen=True)
 class SweepConfig:
@@ -72,10 +75,10 @@ def parse_range(text: str, base: Config) -> Range:
     """
     field, _, rest = text.partition("=")
     kind, _, rest = rest.partition(":")
-    known = [name for name in (f.name for f in fields(Config)) if name not in (*FREE, "task", "save_every_steps")]
+    known = [f.name for f in fields(Config) if f.name not in (*FREE, *NOT_SEARCHED)]
     if field not in known:
-        why = "the sweep sets it, or it changes no training" if hasattr(base, field) else "there is no such flag"
-        raise InputError(f"search {text}: {field} cannot be searched ({why}); what can be: {', '.join(known)}")
+        why = "is the same in all trials" if hasattr(base, field) else "is no flag of main.py"
+        raise InputError(f"search {text}: {field} {why}; what can be searched: {', '.join(known)}")
     if kind == "choice" and rest:
         choices = tuple(_typed(base, field, word) for word in rest.split(","))
         if len(set(choices)) < len(choices):

@@ -67,11 +67,12 @@ def open_study(sweep: Sweep) -> optuna.Study:
             study.set_user_attr("about", before := about)
     except Exception as error:  # what a database's driver raises is nowhere stated
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"cannot keep trials in --storage={where} ({reason[0]})") from error
+        raise InputError(f"cannot open --storage= ({reason[0]}): name a file, or a database that runs, and install its "
+                         f"driver") from error  # fmt: skip
     for name in about:
         if about[name] != before.get(name):
             raise InputError(
-                f"the study {sweep.study} in {where} was begun with {name}={before.get(name)}, not {about[name]}: "
+                f"the study {sweep.study} was begun with {name}={before.get(name)}, not {about[name]}: "
                 f"repeat that, or choose another --study="
             )
     return study
@@ -94,7 +95,7 @@ class SeededByNumber(BaseSampler):
         self.seed = seed
 
     def before_trial(self, study, trial):
-        seed = int(np.random.SeedSequence((self.seed, trial.number)).generate_state(1)[0])
+        seed = int(np.random.SeedSequence((trial.number, self.seed)).generate_state(1)[0])
         self.inner = TPESampler(seed=seed) if self.kind == "tpe" else RandomSampler(seed=seed)
 
     def infer_relative_search_space(self, study, trial):
@@ -234,6 +235,7 @@ class Worker:
             last = config.run_dir / "last.pt"
         config = get_config([*flags_of(config), f"--resume={last.exists()}"])  # which refuses another run's folder
         seed_everything(config.random_seed)
+        torch.compiler.reset()  # past a number of trainings in one process it would silently not compile
         device = pick_device(config.use_gpu)
         checkpoint = load_checkpoint(last) if config.resume else None
         try:
