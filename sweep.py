@@ -84,9 +84,7 @@ def supervise(sweep: Sweep, study):
             time.sleep(0.5 * at_work)
     state = f"{len(shown)} of {sweep.total} trials finished, {best}"
     if received:
-        interrupt = KeyboardInterrupt(
-            f"stopped by {signal.Signals(received[0]).name}, {state}; the same command goes on"
-        )
+        interrupt = KeyboardInterrupt(f"stopped by {signal.Signals(received[0]).name}, {state}")
         interrupt.exit_code = 128 + received[0]
         raise interrupt
     if len(shown) < sweep.total:
@@ -141,7 +139,8 @@ def run(argv: list[str] | None = None) -> int:
         print(f"sweep.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        print(f"sweep.py: {error or 'interrupted'}", file=sys.stderr)
+        stopped = str(error).partition(";")[0] or "interrupted"  # without main.py's way to go on
+        print(f"sweep.py: {stopped}; the same command goes on", file=sys.stderr)
         return getattr(error, "exit_code", 130)
     return 0
 

@@ -51,8 +51,9 @@ def open_study(sweep: Sweep) -> optuna.Study:
     pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=max(1, epochs // 4))
     try:
         sweep.folder.mkdir(parents=True, exist_ok=True)
-        storage = where
-        if "://" not in where:
+        if "://" in where:  # a connection that was cut while idle is opened anew
+            storage = optuna.storages.RDBStorage(where, engine_kwargs={"pool_pre_ping": True})
+        else:
             storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(where))
         study = optuna.create_study(
             study_name=sweep.study,
@@ -130,8 +131,9 @@ def line_of(trial: FrozenTrial) -> str:
     """A finished trial in one line."""
     settings = " ".join(f"--{name}={value:.4g}" if isinstance(value, float) else f"--{name}={value}"
                         for name, value in trial.user_attrs["settings"].items())  # fmt: skip
+    note = trial.user_attrs.get("note", "")
     error = "-" if trial.value is None else f"{trial.value:.3f} %"
-    return f"trial {slot_of(trial)}: {error} {settings} {trial.user_attrs.get('note', '')}".rstrip()
+    return f"trial {slot_of(trial)}: {error} {settings} {note and f'({note})'}".rstrip()
 
 
 class Worker:
@@ -144,7 +146,7 @@ class Worker:
         self.loaders = None, None
 
     def work(self):
-        """Raises InputError where the next trial would fail as this one did: data or a folder are out of reach."""
+        """Raises InputError where data or a folder are out of reach, as they would be for the next trial, too."""
         while len(finished(self.study)) < self.sweep.total:
             trial = self.take()
             if trial:
@@ -156,7 +158,7 @@ class Worker:
         """A trial to train: one that was given back, or a new one; None where there is none left to begin."""
         self.give_up_the_dead()
         slots = slots_of(self.study)
-        for slot, attempts in slots.items():
+        for slot, attempts in sorted(slots.items())[: self.sweep.total]:
             if all(trial.state == TrialState.FAIL for trial in attempts):
                 latest = attempts[-1]
                 self.study.add_trial(
@@ -195,24 +197,24 @@ class Worker:
         slot = trial.user_attrs.get("slot", trial.number)
         earlier = [attempt for attempt in slots[slot] if attempt.number < trial.number]
         taken = any(attempt.state != TrialState.FAIL for attempt in earlier)
-        return taken or sum(other < slot for other in slots) >= self.sweep.total
+        return taken or sorted(slots).index(slot) >= self.sweep.total
 
     def run(self, trial: optuna.Trial):
         """Trains a trial, or goes on with it, and tells the study."""
         slot = trial.user_attrs.get("slot", trial.number)
-        with heartbeat(trial, self.sweep.flags.heartbeat):
+        # Whoever stands still so long that it is taken to be dead learns it by this error, and leaves the trial alone.
+        with heartbeat(trial, self.sweep.flags.heartbeat), contextlib.suppress(UpdateFinishedTrialError):
             try:
-                error = self.train(trial, slot)
-            except UpdateFinishedTrialError:  # this process stood still so long that it was taken to be dead
-                return
+                outcome = {"values": self.train(trial, slot)}
             except optuna.TrialPruned as pruned:
-                trial.set_user_attr("note", f"({pruned})")
-                self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+                outcome = {"state": TrialState.PRUNED}
+                trial.set_user_attr("note", str(pruned))
             except BaseException:
                 self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
                 raise
-            else:
-                self.study.tell(trial, error, skip_if_finished=True)
+            epochs = read_metrics(self.sweep.trial_config(slot, {}).run_dir / "metrics.jsonl")
+            trial.set_user_attr("seconds", sum(epoch["seconds"] for epoch in epochs))
+            self.study.tell(trial, **outcome, skip_if_finished=True)
 
     def train(self, trial: optuna.Trial, slot: int) -> float:
         """The best validation error of the trial's training, in %.
@@ -222,9 +224,7 @@ class Worker:
         """
         settings = {part.field: part.suggest(trial) for part in self.sweep.ranges}
         if self.sweep.flags.seeds:
-            settings = {
-                "random_seed": self.sweep.base.random_seed + sum(other < slot for other in slots_of(self.study))
-            }
+            settings = {"random_seed": self.sweep.base.random_seed + sorted(slots_of(self.study)).index(slot)}
         trial.set_user_attr("settings", settings)
         try:
             config = self.sweep.trial_config(slot, settings)
@@ -243,9 +243,6 @@ class Worker:
             trainer.train()
         except torch.OutOfMemoryError as error:
             raise optuna.TrialPruned("out of memory") from error
-        finally:
-            seconds = sum(epoch["seconds"] for epoch in read_metrics(config.run_dir / "metrics.jsonl"))
-            trial.set_user_attr("seconds", seconds)
         return 100 - trainer.best_valid_acc
 
     def load(self, config: Config, device: torch.device):
