@@ -19,7 +19,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
-from test_trainer import metrics_of
+from test_trainer import assert_same, metrics_of
 
 import data_loader
 import sweep as sweep_command
@@ -222,7 +222,7 @@ def test_of_two_that_begin_at_once_one_too_many_steps_back(flags):
     assert worker.take() is None and len(study.trials) == 4
 
 
-def test_who_was_taken_to_be_dead_and_is_not_leaves_its_trial_to_the_next(flags, monkeypatch):
+def test_who_was_taken_to_be_dead_and_is_not_leaves_its_trial_to_the_next(flags, monkeypatch, capsys):
     sweep = parse([*flags, "--epochs=3", "--trials=1", *STD])
     study, asked = open_study(sweep), TrialTrainer.finished
 
@@ -235,6 +235,7 @@ def test_who_was_taken_to_be_dead_and_is_not_leaves_its_trial_to_the_next(flags,
     Worker(sweep, study).work()
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
     assert study.trials[1].intermediate_values.keys() == {1, 2, 3}
+    assert "trial_0/last.pt, after epoch 2" in capsys.readouterr().out
     assert_exact(sweep, study)
 
 
@@ -284,6 +285,10 @@ def test_the_command_it_reports_trains_the_best_again_to_the_bit(work, flags, ca
     again = load_checkpoint(Path(sweep.base.ckpt_dir) / name / "last.pt")
     best = min(trial.value for trial in finished(study))
     assert 100 - again["best_valid_acc"] == best
+    trial = next(trial for trial in finished(study) if f"| {slot_of(trial)} | {best:.3f} |" in printed)
+    tried = load_checkpoint(sweep.trial_config(slot_of(trial), {}).run_dir / "last.pt")
+    assert {name: tried["config"][name] for name in trial.params} == trial.params
+    assert_same(again["model_state"], tried["model_state"])
     assert f"Best validation error {best:.3f} %" in printed
     rows = [line for line in (sweep.folder / "report.md").read_text().splitlines() if line.startswith("| ")]
     assert len(rows) == 2 + 4 and f"{best:.3f}" in rows[2]
