@@ -52,13 +52,13 @@ def supervise(sweep: Sweep, study):
     from sweep_trials import finished, line_of
 
     log = sweep.folder / f"workers_{platform.node()}.log"
-    shown: set[int] = set()  # trials
+    shown = {trial.number for trial in finished(study)}
     fallen: set[int] = set()  # workers
-    count = sweep.flags.workers if len(finished(study)) < sweep.total else 0
+    count = sweep.flags.workers if len(shown) < sweep.total else 0
     with (
         stop_signals() as received,
         start_workers(sweep, count, log) as workers,
-        tqdm(total=sweep.total, unit="trial", disable=None) as bar,
+        tqdm(total=sweep.total, initial=len(shown), unit="trial", disable=None) as bar,
     ):
         passed_on, at_work = 0, True
         while at_work:
