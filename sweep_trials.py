@@ -23,6 +23,8 @@ import torch
 from filelock import FileLock
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from config import FREE, TASKS, Config, InputError, get_config
@@ -51,10 +53,7 @@ def open_study(sweep: Sweep) -> optuna.Study:
     pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=max(1, epochs // 4))
     try:
         sweep.folder.mkdir(parents=True, exist_ok=True)
-        if "://" in where:  # a connection that was cut while idle is opened anew
-            storage = optuna.storages.RDBStorage(where, engine_kwargs={"pool_pre_ping": True})
-        else:
-            storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(where))
+        storage = _database(where) if "://" in where else JournalStorage(JournalFileBackend(where))
         study = optuna.create_study(
             study_name=sweep.study,
             storage=storage,
@@ -77,6 +76,17 @@ def open_study(sweep: Sweep) -> optuna.Study:
                 f"repeat that, or choose another --study="
             )
     return study
+
+
+def _database(url: str) -> RDBStorage:
+    """A database, in which several processes that start at once may all try to make the same tables."""
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+    for seconds in (0.5, 1, 2, 4):
+        with contextlib.suppress(IntegrityError, ProgrammingError):
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})  # a connection cut while idle is made anew
+        time.sleep(seconds)
+    return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
 
 
 def _about(sweep: Sweep) -> dict:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -73,6 +74,18 @@ def assert_exact(sweep, study):
         assert [trial.state in FINISHED for trial in attempts] == [False] * (len(attempts) - 1) + [True]
         lines = metrics_of(sweep.trial_config(slot, {}))
         assert [line["epoch"] for line in lines] == list(range(1, attempts[-1].last_step + 1))
+
+
+def test_many_may_open_a_new_storage_at_once(flags, storage):
+    sweep = parse([*flags, f"--storage={storage}", *STD])
+    together = threading.Barrier(4)
+
+    def open_together(_) -> int:
+        together.wait()
+        return open_study(sweep)._study_id
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(open_together, range(4)))) == 1
 
 
 @pytest.fixture(params=["journal", "postgresql"])
