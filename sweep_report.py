@@ -86,6 +86,7 @@ def table(sweep: Sweep, trials: list[FrozenTrial]) -> list[str]:
 def record(sweep: Sweep, trials: list[FrozenTrial]) -> dict:
     """All that the report depends on; the storage's address, which may hold a password, is left out."""
     around = surroundings()
+    around["versions"]["optuna"] = optuna.__version__
     around["command"] = shlex.join(["python", "sweep.py", *(word for word in sweep.argv if "://" not in word)])
     return {
         "study": sweep.study,
