@@ -176,7 +176,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(flags, capsys):
 
 
 class MortalWorker(Worker):
-    """Trains nothing, and now and then falls silent: in mid-trial, or between asking for one and telling of itself."""
+    """Trains nothing, and now and then falls silent, before or after it gave signs of life."""
 
     def __init__(self, sweep, seed: int):
         super().__init__(sweep, open_study(sweep))
@@ -184,6 +184,8 @@ class MortalWorker(Worker):
 
     def run(self, trial):
         if self.fate.random() < 0.2:
+            if self.fate.random() < 0.5:
+                trial.set_user_attr("beat", [self.fate.randrange(9), 0.1, "dead"])
             raise SystemExit
         super().run(trial)
 
