@@ -184,8 +184,8 @@ class MortalWorker(Worker):
 
     def run(self, trial):
         if self.fate.random() < 0.2:
-            if self.fate.random() < 0.5:
-                trial.set_user_attr("beat", [self.fate.randrange(9), 0.1, "dead"])
+            if self.fate.random() < 0.8:
+                trial.set_user_attr("beat", [self.fate.randrange(9), 0.05, "dead"])
             raise SystemExit
         super().run(trial)
 
@@ -200,7 +200,7 @@ trained: list[int] = []
 
 def test_many_workers_that_die_at_random_finish_exactly_the_trials_asked_for(flags):
     """Six threads, each with a storage of its own as processes have; one that falls silent is replaced."""
-    sweep = parse([*flags, "--trials=25", "--heartbeat=0.2", *STD])
+    sweep = parse([*flags, "--trials=25", "--heartbeat=1", *STD])
     trained.clear()
     deaths: list[int] = []
 
