@@ -11,6 +11,7 @@ import pytest
 
 from config import Config
 from plot_glimpses import PlotConfig
+from sweep_config import SweepConfig
 from tables import with_tables
 
 ROOT = Path(__file__).parents[1]
@@ -26,8 +27,8 @@ def test_files_and_flags_it_names_exist():
     for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / path).exists(), path
     flags = set(re.findall(r"--([a-zA-Z_]+)=", README))
-    settings = (Config, PlotConfig)
-    elsewhere = {"logdir"}  # tensorboard
+    settings = (Config, PlotConfig, SweepConfig)
+    elsewhere = {"logdir", "nproc_per_node"}  # tensorboard, torchrun
     assert flags <= {field.name for cls in settings for field in dataclasses.fields(cls)} | elsewhere
 
 

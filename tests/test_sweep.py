@@ -1,0 +1,436 @@
+"""A sweep finishes exactly the trials it was asked for, whoever dies meanwhile, and says what came out."""
+
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from test_trainer import assert_same, metrics_of
+
+import data_loader
+import sweep as sweep_command
+from config import InputError, get_config
+from main import run as run_main
+from runs import load_checkpoint
+from sweep_config import parse
+from sweep_report import report
+from sweep_trials import FINISHED, LOADER_FIELDS, TrialTrainer, Worker, finished, open_study, slot_of, slots_of
+
+ROOT = Path(__file__).parents[1]
+STD = ["--search", "std=log:0.02:0.3"]
+
+
+@pytest.fixture
+def work(flags):
+    """Runs a sweep of short trainings in this process."""
+
+    def call(*more: str):
+        sweep = parse([*flags, "--epochs=2", "--workers=0", *more])
+        sweep_command.main(sweep)
+        return sweep, open_study(sweep)
+
+    return call
+
+
+def start(*flags: str) -> subprocess.Popen:
+    command = [sys.executable, ROOT / "sweep.py", *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(condition, seconds: float = 60):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+def under_way(study, epochs: int):
+    """A running trial that has told of so many epochs and given a sign of life."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return next((trial for trial in running if (trial.last_step or 0) >= epochs and "beat" in trial.user_attrs), None)
+
+
+def assert_exact(sweep, study):
+    """As many slots as asked for, each finished once, none left behind, each run's epochs trained in order."""
+    slots = slots_of(study)
+    assert len(slots) == len(finished(study)) == sweep.total
+    for slot, attempts in slots.items():
+        assert [trial.state in FINISHED for trial in attempts] == [False] * (len(attempts) - 1) + [True]
+        lines = metrics_of(sweep.trial_config(slot, {}))
+        assert [line["epoch"] for line in lines] == list(range(1, attempts[-1].last_step + 1))
+
+
+def test_many_may_open_a_new_storage_at_once(flags, storage):
+    sweep = parse([*flags, f"--storage={storage}", *STD])
+    together = threading.Barrier(4)
+
+    def open_together(_) -> int:
+        together.wait()
+        return open_study(sweep)._study_id
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(open_together, range(4)))) == 1
+
+
+@pytest.fixture(params=["journal", "postgresql"])
+def storage(request, tmp_path):
+    if request.param == "journal":
+        yield str(tmp_path / "journal.log")
+        return
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin")) or [Path(shutil.which("pg_ctl") or "").parent]
+    if not (found[-1] / "initdb").exists():
+        pytest.skip("no PostgreSQL server on this machine (Debian: apt-get install postgresql)")
+    pytest.importorskip("psycopg")
+    folder = Path(tempfile.mkdtemp())  # pytest's own folders are closed to others
+    prefix = []
+    if os.getuid() == 0:  # the server refuses to run as root
+        shutil.chown(folder, "postgres")
+        prefix = ["runuser", "-u", "postgres", "--"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def server(program: str, *arguments: str):
+        subprocess.run([*prefix, found[-1] / program, "-D", folder / "data", *arguments], check=True, cwd=folder,
+                       stdout=subprocess.DEVNULL)  # fmt: skip
+
+    try:
+        server("initdb", "--auth=trust", "--username=ram", "--no-sync")
+        options = f"-F -p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+        server("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
+        yield f"postgresql+psycopg://ram@127.0.0.1:{port}/postgres"
+        server("pg_ctl", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_worker_killed_in_mid_trial_loses_nothing_and_no_trial_runs_twice(flags, storage):
+    argv = [
+        *flags,
+        "--epochs=10",
+        "--trials=4",
+        "--workers=2",
+        "--heartbeat=1",
+        "--prune=False",
+        f"--storage={storage}",
+        *STD,
+    ]
+    sweep = parse(argv)
+    process = start(*argv)
+    study = open_study(sweep)
+    victim = wait_for(lambda: under_way(study, epochs=2))
+    os.kill(int(victim.user_attrs["beat"][2].split(":")[1]), signal.SIGKILL)
+    output = process.communicate(timeout=150)[0]
+    assert process.returncode == 0 and "A worker has stopped with code -9" in output, output
+    assert_exact(sweep, study)
+    slot = slot_of(victim)
+    assert [trial.state for trial in slots_of(study)[slot]] == [TrialState.FAIL, TrialState.COMPLETE]
+    log = next(sweep.folder.glob("workers_*.log")).read_text()
+    assert log.count("Train on") == sweep.total + 1
+    assert re.findall(r"Loaded .*?trial_(\d+)/last.pt, after epoch (\d+)", log)[0][0] == str(slot)
+    # The trial in two parts is what one run of its settings gives.
+    config = sweep.trial_config(slot, slots_of(study)[slot][-1].user_attrs["settings"])
+    assert run_main([*flags, "--epochs=10", f"--std={config.std}", "--run_name=straight"]) == 0
+    straight = load_checkpoint(Path(sweep.base.ckpt_dir) / "straight" / "last.pt")
+    assert slots_of(study)[slot][-1].value == 100 - straight["best_valid_acc"]
+    assert load_checkpoint(config.run_dir / "last.pt")["random_states"][0].equal(straight["random_states"][0])
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(flags, capsys):
+    argv = [*flags, "--epochs=10", "--trials=2", "--workers=2", "--prune=False", *STD]
+    sweep = parse(argv)
+    process = start(*argv)
+    study = open_study(sweep)
+    wait_for(lambda: under_way(study, epochs=2))
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    last = output.splitlines()[-1]
+    assert "stopped by SIGINT, 0 of 2 trials finished" in last and "the same command goes on" in last
+    assert not study.get_trials(states=(TrialState.RUNNING,))
+    stopped = [load_checkpoint(path)["epoch"] for path in sweep.folder.glob("*/last.pt")]
+    assert max(stopped) >= 2
+    assert sweep_command.run([*argv, "--workers=0"]) == 0
+    assert_exact(sweep, study)
+    assert max(len(attempts) for attempts in slots_of(study).values()) == 2
+    before = len(study.trials)
+    capsys.readouterr()
+    assert sweep_command.run(argv) == 0  # it only reports
+    assert "2 trials, 0 of them pruned" in capsys.readouterr().out and len(study.trials) == before
+
+
+class MortalWorker(Worker):
+    """Trains nothing, and now and then falls silent, before or after it gave signs of life."""
+
+    def __init__(self, sweep, seed: int):
+        super().__init__(sweep, open_study(sweep))
+        self.fate = random.Random(seed)
+
+    def run(self, trial):
+        if self.fate.random() < 0.2:
+            if self.fate.random() < 0.8:
+                trial.set_user_attr("beat", [self.fate.randrange(9), 0.05, "dead"])
+            raise SystemExit
+        super().run(trial)
+
+    def train(self, trial, slot):
+        time.sleep(self.fate.uniform(0, 0.05))
+        trained.append(slot)
+        return 50.0
+
+
+trained: list[int] = []
+
+
+def test_many_workers_that_die_at_random_finish_exactly_the_trials_asked_for(flags):
+    """Six threads, each with a storage of its own as processes have; one that falls silent is replaced."""
+    sweep = parse([*flags, "--trials=25", "--heartbeat=1", *STD])
+    trained.clear()
+    deaths: list[int] = []
+
+    def replace_the_fallen(seed: int):
+        while True:
+            try:
+                return MortalWorker(sweep, seed := seed + 100).work()
+            except SystemExit:
+                deaths.append(seed)
+
+    threads = [threading.Thread(target=replace_the_fallen, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    study = open_study(sweep)
+    assert len(deaths) > 2
+    assert len(finished(study)) == len(slots_of(study)) == 25
+    assert sorted(trained) == sorted(slots_of(study))  # each once
+
+
+def test_of_two_that_begin_at_once_one_too_many_steps_back(flags):
+    sweep = parse([*flags, "--trials=1", *STD])
+    study = open_study(sweep)
+    worker = Worker(sweep, study)
+    first, second = study.ask(), study.ask()
+    assert not worker.is_surplus(first) and worker.is_surplus(second)
+    for trial in (first, second):  # the second has no mark: whoever began it died before it looked
+        study.tell(trial, state=TrialState.FAIL)
+    study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={"slot": first.number}))
+    study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={"slot": first.number}))
+    assert worker.take().number == 2  # two queued the slot again: one attempt is made
+    assert worker.take() is None and study.trials[3].user_attrs["surplus"]
+    assert worker.take() is None and len(study.trials) == 4
+
+
+def test_who_was_taken_to_be_dead_and_is_not_leaves_its_trial_to_the_next(flags, monkeypatch, capsys):
+    sweep = parse([*flags, "--epochs=3", "--trials=1", *STD])
+    study, asked = open_study(sweep), TrialTrainer.finished
+
+    def give_up_and_ask(trainer):
+        if trainer.epoch == 2 and len(study.trials) == 1:
+            open_study(sweep).tell(0, state=TrialState.FAIL)
+        return asked(trainer)
+
+    monkeypatch.setattr(TrialTrainer, "finished", give_up_and_ask)
+    Worker(sweep, study).work()
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert study.trials[1].intermediate_values.keys() == {1, 2, 3}
+    assert "trial_0/last.pt, after epoch 2" in capsys.readouterr().out
+    assert_exact(sweep, study)
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_draws_lie_in_their_ranges_and_random_search_tries_the_same_whoever_draws(flags, sampler, monkeypatch):
+    def suggest(worker, trial, slot):
+        return {part.field: part.suggest(trial) for part in worker.sweep.ranges}["std"]
+
+    monkeypatch.setattr(Worker, "train", suggest)
+    search = ["--search", "std=log:0.02:0.3", "loc_hidden=int:3:5", "init_lr=uniform:0.1:0.2",
+              "shuffle=choice:True,False", "glimpse_hidden=log:1:1000", "lr_patience=choice:None,3"]  # fmt: skip
+    drawn = {}
+    for name, workers in (("alone", 1), ("together", 3), ("again", 1)):
+        seed = ["--random_seed=2"] * (name == "again")
+        sweep = parse([*flags, f"--study={name}", f"--sampler={sampler}", "--trials=20", *search, *seed])
+        threads = [threading.Thread(target=Worker(sweep, open_study(sweep)).work) for _ in range(workers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        trials = [trial for trial in open_study(sweep).trials if trial.state == TrialState.COMPLETE]
+        drawn[name] = [trial.params for trial in trials]
+    for params in (params for group in drawn.values() for params in group):
+        assert 0.02 <= params["std"] <= 0.3 and params["loc_hidden"] in (3, 4, 5) and 0.1 <= params["init_lr"] <= 0.2
+        assert params["shuffle"] in (True, False) and params["lr_patience"] in (None, 3)
+    alone = drawn["alone"]
+    assert len({params["std"] for params in alone}) == 20  # no two alike
+    assert statistics.median(params["glimpse_hidden"] for params in alone) < 150  # evenly it would be 500
+    assert alone[0] != drawn["again"][0]
+    together = {params["std"] for params in drawn["together"]}
+    if sampler == "random":  # up to the numbers that a trial too many took
+        assert len(together & {params["std"] for params in alone}) >= 17
+
+
+def test_the_command_it_reports_trains_the_best_again_to_the_bit(work, flags, capsys, monkeypatch):
+    read = data_loader.read_examples
+    monkeypatch.setattr(
+        data_loader, "read_examples", lambda *a, **k: read(*a, **k) if k["train"] else pytest.fail("test set")
+    )
+    sweep, study = work("--trials=4", "--sampler=tpe", "--search", "std=log:0.02:0.3", "loc_hidden=int:8:32",
+                        "optimizer=choice:adam,sgd")  # fmt: skip
+    report(sweep, study)
+    printed = capsys.readouterr().out
+    line = next(line for line in printed.splitlines() if "python main.py" in line)
+    assert run_main(shlex.split(line)[2:]) == 0
+    name = re.search(r"--run_name=(\S+)", line).group(1)
+    again = load_checkpoint(Path(sweep.base.ckpt_dir) / name / "last.pt")
+    best = min(trial.value for trial in finished(study))
+    assert 100 - again["best_valid_acc"] == best
+    trial = next(trial for trial in finished(study) if f"| {slot_of(trial)} | {best:.3f} |" in printed)
+    tried = load_checkpoint(sweep.trial_config(slot_of(trial), {}).run_dir / "last.pt")
+    assert {name: tried["config"][name] for name in trial.params} == trial.params
+    assert_same(again["model_state"], tried["model_state"])
+    assert f"Best validation error {best:.3f} %" in printed
+    rows = [line for line in (sweep.folder / "report.md").read_text().splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 + 4 and f"{best:.3f}" in rows[2]
+    record = json.loads((sweep.folder / "results.json").read_text())
+    assert [trial["valid_error"] for trial in record["trials"]] == sorted(trial.value for trial in finished(study))
+    for name in ("importance", "parallel_coordinate", "history"):
+        assert (sweep.folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_seeds_train_what_main_trains_with_each(work, flags, capsys):
+    sweep, study = work("--seeds=3", "--random_seed=5")
+    report(sweep, study)
+    printed = capsys.readouterr().out
+    errors = []
+    for seed in (5, 6, 7):
+        run_main([*flags, "--epochs=2", f"--random_seed={seed}", f"--run_name=seed_{seed}"])
+        errors.append(100 - load_checkpoint(Path(sweep.base.ckpt_dir) / f"seed_{seed}" / "last.pt")["best_valid_acc"])
+    assert [trial.value for trial in study.trials] == errors
+    assert f"over 3 seeds: {statistics.mean(errors):.3f} ± {statistics.stdev(errors):.3f} %" in printed
+
+
+def test_a_trial_above_the_median_is_pruned_and_one_that_diverges_too(work, flags):
+    sweep, study = work("--trials=2", "--search", "init_lr=choice:1e30")
+    assert {trial.state for trial in study.trials} == {TrialState.PRUNED}
+    assert "lower --init_lr=" in study.trials[0].user_attrs["note"]
+    report(sweep, study)
+    medians = ["--trials=7", "--study=medians", "--search", "init_lr=choice:1e-8,3e-3"]
+    sweep = parse([*flags, "--epochs=2", "--workers=0", *medians])
+    study = open_study(sweep)
+    for init_lr in [3e-3] * 5 + [1e-8, 3e-3]:
+        study.enqueue_trial({"init_lr": init_lr})
+    sweep_command.main(sweep)
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.COMPLETE] * 5 + [TrialState.PRUNED, TrialState.COMPLETE]
+    assert study.trials[5].user_attrs["note"] == "pruned after 1 epochs"
+
+
+def test_a_study_or_a_folder_of_something_else_is_refused(work, flags):
+    sweep, _ = work("--trials=1", *STD)
+    for other in (["--search", "std=log:0.02:0.2"], [*STD, "--epochs=3"], [*STD, "--M=2"]):
+        with pytest.raises(InputError, match=r"was begun with .*choose another --study="):
+            work("--trials=1", *other)
+    work("--trials=2", *STD, "--print_freq=3")  # what changes no training may differ
+    (sweep.folder / "journal.log").unlink()
+    with pytest.raises(InputError, match=r"contradicts the run in .*trial_0"):
+        work("--trials=1", "--search", "std=log:0.2:0.3")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--search", "st=log:1:2"], "search st=log:1:2: st is no flag of main.py"),
+        (["--search", "run_name=choice:a,b"], "run_name is the same in all trials"),
+        (["--search", "std=log:0.3:0.1"], "the range is empty"),
+        (["--search", "scan_radius=log:0:0.1"], "below what a logarithm takes"),
+        (["--search", "std=log:0.1:wide"], "std=wide is not allowed"),
+        (["--search", "std=log:-1:1"], "std=-1 is not allowed: it must be a finite number above 0"),
+        (["--search", "std=int:1:3"], "std takes any number: uniform or log"),
+        (["--search", "hidden_size=uniform:1:3"], "hidden_size takes whole numbers: int or log"),
+        (["--search", "lr_patience=int:None:3"], "a range runs between numbers"),
+        (["--search", "optimizer=choice:adam,sdg"], "optimizer=sdg is not allowed"),
+        (["--search", "optimizer=choice:adam,adam"], "stands there twice"),
+        (["--search", "std=0.1"], "write std=uniform:LOW:HIGH"),
+        (["--search", "std=log:0.1:0.2", "std=log:0.1:0.3"], "a field stands there twice"),
+        ([*STD, "--std=0.1"], "std is searched: leave --std= out"),
+        ([*STD, "--run_name=mine"], "a sweep sets this itself"),
+        ([*STD, "--seeds=2"], "name either what to search"),
+        ([], "name either what to search"),
+        ([*STD, "--trials=0"], "trials=0 is not allowed"),
+        ([*STD, "--heartbeat=0"], "heartbeat=0.0 is not allowed"),
+        ([*STD, "--study=a/b"], "one folder name"),
+        (["--config=missing.toml"], "missing.toml cannot be read"),
+        ([*STD, "--storage=mysql+nodriver://host/name"], "cannot open --storage="),
+        ([*STD, "--storage=/proc/none/journal.log"], "cannot open --storage="),
+    ],
+)
+def test_bad_input_ends_with_one_line(argv, message, capsys, tmp_path):
+    assert sweep_command.run(["--task=digits", f"--ckpt_dir={tmp_path}", "--workers=0", *argv]) == 1
+    printed = capsys.readouterr().err
+    assert message in printed and len(printed.splitlines()) == 1
+
+
+def test_data_that_is_missing_ends_with_one_line_and_no_trial(flags, tmp_path, capsys):
+    argv = [*flags[1:], f"--data_dir={tmp_path}", "--task=folder", "--trials=2", *STD]
+    assert sweep_command.run(argv) == 1
+    printed = capsys.readouterr().err.splitlines()
+    assert len([line for line in printed if "trial/s" not in line and line]) == 1, printed
+    assert "all workers have stopped, 0 of 2 trials finished" in printed[-1] and str(tmp_path / "train") in printed[-1]
+
+
+def test_a_toml_file_stands_for_flags_which_override_it(tmp_path):
+    path = tmp_path / "sweep.toml"
+    path.write_text('trials = 7\ntask = "digits"\nuse_gpu = false\n[search]\nstd = "log:0.1:0.2"\nepochs = "int:1:3"\n')
+    sweep = parse([f"--config={path}", "--trials=9"])
+    assert sweep.ranges == parse(["--search", "std=log:0.1:0.2", "epochs=int:1:3"]).ranges
+    assert (sweep.flags.trials, sweep.base.task, sweep.base.use_gpu) == (9, "digits", False)
+    path.write_text("trials = ")
+    with pytest.raises(InputError, match="cannot be read as a sweep's settings"):
+        parse([f"--config={path}"])
+
+
+def test_loaders_are_kept_for_settings_that_agree_in_all_they_read(flags, monkeypatch):
+    class Spy:
+        def __getattr__(self, name):
+            read.add(name)
+            return getattr(config, name)
+
+    read: set[str] = set()
+    for more in ([], ["--canvas_size=40", "--num_clutter=2"], ["--image_width=20", "--image_height=20"]):
+        config = get_config([*flags, *more])
+        data_loader.get_train_valid_loader(Spy(), "cpu")
+    assert read <= set(LOADER_FIELDS)
+
+
+def test_workers_share_the_cores(flags, monkeypatch, tmp_path):
+    started = []
+
+    class Process:
+        def __init__(self, command, env, **_):
+            started.append((command, env["OMP_NUM_THREADS"]))
+
+        send_signal = wait = lambda *_: None
+
+    monkeypatch.setattr(sweep_command.subprocess, "Popen", Process)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    sweep = parse([*flags, "--workers=3", *STD])
+    with sweep_command.start_workers(sweep, 3, tmp_path / "log"):
+        assert [threads for _, threads in started] == ["2"] * 3
+        assert parse(started[0][0][2:]).flags.workers == 0
