@@ -23,12 +23,12 @@ class InputError(ValueError):
     """Something the user can put right: a flag, a file, a folder. The command line prints it as one line."""
 
 
-WIDE_RETINA = {"patch_size": 12, "num_patches": 3, "glimpse_scale": 2, "num_glimpses": 8, "std": 0.1, "std_start": 0.3,
-               "epochs": 60}  # fmt: skip
+WIDE_RETINA = {"patch_size": 12, "num_patches": 3, "glimpse_scale": 2, "num_glimpses": 8, "std_start": 0.3,
+               "init_lr": 1e-3, "reinforce_weight": 0.01, "epochs": 60}  # fmt: skip
 TASKS: dict[str, dict] = {
     "mnist": {},
     "fashion": {"dataset": "fashion"},
-    "digits": {"dataset": "digits", "batch_size": 64, "init_lr": 2e-3, "epochs": 120, "plot_freq": 10},
+    "digits": {"dataset": "digits", "batch_size": 64, "epochs": 120, "plot_freq": 10},
     "translated60": {**WIDE_RETINA, "canvas_size": 60},
     "cluttered60": {**WIDE_RETINA, "canvas_size": 60, "num_clutter": 4},
     "cluttered100": {**WIDE_RETINA, "canvas_size": 100, "num_clutter": 8, "num_patches": 4},
@@ -80,7 +80,7 @@ class Config:
     policy: Literal["learned", "random", "scan", "oracle"] = "learned"
     """Where to look after the first glimpse, which is random: as the location network learns to; anywhere; along the
     circle of scan_radius, which stays as it is; or at the image that was placed on a canvas, as only an oracle can."""
-    std: float = 0.05
+    std: float = 0.1
     """Standard deviation of the policy's Gaussian; a location spans -1 to 1 across the image."""
     std_start: float = 0.0
     """Standard deviation of the policy in the first epoch, from which it falls to std in equal steps until 7 epochs of
@@ -107,7 +107,7 @@ class Config:
     """Passes over the training images."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Adam, or the paper's stochastic gradient descent with momentum."""
-    init_lr: float = 1e-3
+    init_lr: float = 2e-3
     """Learning rate of the first epoch."""
     momentum: float = 0.9
     """Momentum of sgd; decay of the running mean of gradients (beta 1) of adam."""
@@ -118,7 +118,7 @@ class Config:
     """Stop once the validation accuracy has not improved for this many epochs."""
     clip_grad_norm: float = 0.0
     """Largest norm of the gradient, to which a larger one is scaled down; 0: any."""
-    reinforce_weight: float = 0.01
+    reinforce_weight: float = 0.3
     """Weight of the REINFORCE term in the hybrid loss."""
 
     # The run
