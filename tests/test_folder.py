@@ -35,9 +35,9 @@ def draw(path: Path, colour, random, size=(40, 26), mode="RGB"):
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """240 training and 60 test images, 40 wide and 26 high."""
+    """480 training and 60 test images, 40 wide and 26 high."""
     random = np.random.default_rng(0)
-    for half, count in (("train", 80), ("test", 20)):
+    for half, count in (("train", 160), ("test", 20)):
         for name, colour in CLASSES.items():
             for i in range(count):
                 draw(tmp_path / "images" / half / name / f"{i}.png", colour, random)
@@ -51,12 +51,12 @@ def config_of(folder: Path, **fields) -> Config:
 def test_trains_above_95_percent_tests_and_animates(folder, tmp_path, capsys):
     places = [f"--{name}={tmp_path / name}" for name in ("ckpt_dir", "logs_dir", "plot_dir")]
     flags = ["--task=folder", f"--data_dir={folder}", "--num_workers=0", *places]
-    main(get_config([*flags, "--epochs=30", "--batch_size=24", "--hidden_size=64", "--init_lr=3e-3"]))
+    main(get_config([*flags, "--epochs=60", "--batch_size=24", "--hidden_size=64"]))
     main(get_config([*flags, "--is_train=False"]))
     correct = re.search(r"Test Acc: (\d+)/60", capsys.readouterr().out).group(1)
     assert int(correct) > 0.95 * 60
     checkpoint = tmp_path / "ckpt_dir" / "folder_ram_6_8x8_1" / "best.pt"
-    path = plot_glimpses.main(PlotConfig(checkpoint=str(checkpoint), num_images=3))
+    [path] = plot_glimpses.main(PlotConfig(checkpoint=str(checkpoint), num_images=3))
     assert Image.open(path).n_frames >= 6
 
 
@@ -64,7 +64,7 @@ def test_classes_channels_and_sizes_come_from_the_data(folder):
     train, valid = get_train_valid_loader(config_of(folder), CPU)
     assert train.spec.classes == ["amber", "blue", "green"]
     assert train.spec[1:4] == (3, 26, 40)
-    assert train.num_images + valid.num_images == 240
+    assert train.num_images + valid.num_images == 480
     batch = next(iter(train))
     assert batch.images.shape == (128, 3, 26, 40)
     assert isinstance(train.examples, Examples)
@@ -140,7 +140,7 @@ def test_mixed_sizes_are_named_and_resized_on_request(folder):
     draw(folder / "train" / "blue" / "odd.png", CLASSES["blue"], np.random.default_rng(1), size=(30, 30))
     with pytest.raises(InputError, match=r"(?s)odd.png.*40 x 26.*--image_width= and --image_height="):
         get_train_valid_loader(config_of(folder), CPU)
-    assert get_train_valid_loader(config_of(folder, image_height=26, image_width=40), CPU)[0].num_images == 217
+    assert get_train_valid_loader(config_of(folder, image_height=26, image_width=40), CPU)[0].num_images == 433
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", None], ids=["empty", "text", "truncated"])

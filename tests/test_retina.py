@@ -74,3 +74,13 @@ def test_x_is_the_column_and_y_the_row():
     centre = torch.tensor([[2 * 15.5 / 20 - 1, 2 * 2.5 / 10 - 1]])
     assert Retina(1, 1, 1)(image, centre).item() == 1
     assert Retina(1, 1, 1)(image, centre.flip(1)).item() == 0
+
+
+@pytest.mark.parametrize("size", [(40, 60), (200, 170)])
+def test_coarse_patches_are_the_same_whether_a_table_pays_or_not(size, generator):
+    retina = Retina(6, 3, 2)
+    images = torch.randint(0, 256, (9, 2, *size), generator=generator).float()
+    locations = torch.cat([torch.tensor(BORDERS)[:5], torch.rand(4, 2, generator=generator) * 2 - 1])
+    many, few = retina.prepare(images, num_glimpses=10_000), retina.prepare(images, num_glimpses=0)
+    assert many.sums is not None and few.sums is None
+    assert torch.equal(retina.look(many, locations), retina.look(few, locations))
