@@ -14,7 +14,9 @@ from step import TrainingStep, has_bfloat16
 CONFIG = Config(batch_size=32, num_glimpses=4, patch_size=8, num_patches=2, glimpse_scale=2)
 SPEC = DataSpec([str(i) for i in range(10)], 1, 28, 28, [0.0], [1.0])
 STEPS = 20
-BFLOAT16_BOUND = 0.1  # of the way that the weights went
+# Of the way that the weights went. Rounding moves some glimpses by a pixel: 0.03 to 0.2 were seen, at several rates, and
+# 0.44 where the rate was wrong by a third.
+BFLOAT16_BOUND = 0.25
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and there is none")
 
 
@@ -44,7 +46,7 @@ def train(device: str = "cpu", **settings) -> tuple[torch.Tensor, torch.Tensor]:
 PLAIN = {"compile": "False", "precision": "float32"}
 # Adam divides each gradient by its own size, so that weights of hardly any gradient go where rounding sends them: in
 # bfloat16 only steps proportional to the gradient can be told to be right.
-SGD = {"optimizer": "sgd", "init_lr": 0.05}
+SGD = {"optimizer": "sgd", "init_lr": 0.02}
 
 
 @pytest.fixture(scope="module")
