@@ -14,7 +14,7 @@ from step import TrainingStep, has_bfloat16
 CONFIG = Config(batch_size=32, num_glimpses=4, patch_size=8, num_patches=2, glimpse_scale=2)
 SPEC = DataSpec([str(i) for i in range(10)], 1, 28, 28, [0.0], [1.0])
 STEPS = 20
-# Of the way that the weights went. Rounding moves some glimpses by a pixel: 0.03 to 0.2 were seen, at several rates, and
+# Of the way that the weights went. Rounding moves some glimpses by a pixel: 0.03 to 0.2 were seen at several rates, and
 # 0.44 where the rate was wrong by a third.
 BFLOAT16_BOUND = 0.25
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and there is none")
