@@ -110,7 +110,7 @@ class Team(World):
             return DistributedDataParallel(
                 module,
                 device_ids=[self.local_rank] if next(module.parameters()).is_cuda else None,
-                broadcast_buffers=False,  # they never change
+                broadcast_buffers=False,  # the std changes alike in all
                 find_unused_parameters=some_unused,
             )
 

@@ -150,7 +150,7 @@ def test_a_study_or_a_folder_of_something_else_is_refused(work, flags):
         (["--search", "optimizer=choice:adam,adam"], "stands there twice"),
         (["--search", "std=0.1"], "write std=uniform:LOW:HIGH"),
         (["--search", "std=log:0.1:0.2", "std=log:0.1:0.3"], "a field stands there twice"),
-        ([*STD, "--std=0.1"], "std is searched: leave --std= out"),
+        ([*STD, "--std=0.07"], "std is searched: leave --std= out"),
         ([*STD, "--run_name=mine"], "a sweep sets this itself"),
         ([*STD, "--seeds=2"], "name either what to search"),
         ([], "name either what to search"),
