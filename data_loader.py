@@ -153,7 +153,7 @@ class Loader:
         if self.shuffle_seed is not None:
             generator = make_generator(Stream.ORDER, self.shuffle_seed, self.epoch)
             order = torch.randperm(self.num_images, generator=generator)
-        batches = order[first * self.batch_size :].to(self.device).split(self.batch_size)
+        batches = order.to(self.device).split(self.batch_size)[first:]
         shares = [(self.world.share(len(index)).part, len(index)) for index in batches]
         batches = [index[part] for index, (part, _) in zip(batches, shares, strict=True)]
         if isinstance(self.examples, ImageFiles):

@@ -158,3 +158,12 @@ def test_the_last_batch_and_a_batch_larger_than_the_data_are_whole():
     for size, counts in ((2, [2, 2, 1]), (9, [5])):
         loader = Loader(examples, batch_size=size, device=CPU)
         assert [len(batch.labels) for batch in loader.raw()] == counts and len(loader) == len(counts)
+
+
+def test_a_pass_may_go_on_after_any_batch_the_last_one_too():
+    examples = Examples(torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1), torch.arange(10))
+    loader = Loader(examples, batch_size=4, device=CPU, shuffle_seed=1)
+    whole = [batch.labels.tolist() for batch in loader.raw()]
+    assert [len(labels) for labels in whole] == [4, 4, 2]
+    for first in range(4):
+        assert [batch.labels.tolist() for batch in loader.raw(first)] == whole[first:]

@@ -133,6 +133,24 @@ def test_whatever_else_draws_random_numbers_changes_nothing(run, monkeypatch):
     assert_same(saved(alone)[0]["model_state"], saved(disturbed)[0]["model_state"])
 
 
+def test_a_signal_after_an_epochs_last_step_costs_nothing(run, flags, monkeypatch):
+    """The checkpoint is of a whole pass that was not validated yet: a resume has no step left of it."""
+    alone = run("--epochs=2", "--run_name=alone")
+    train_step = Trainer.train_step
+
+    def last_step_and_signal(trainer, batch, generator):
+        losses = train_step(trainer, batch, generator)
+        if trainer.step == len(trainer.train_loader) - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return losses
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "train_step", last_step_and_signal)
+        assert run_command([*flags, "--epochs=2", "--run_name=cut"]) == 128 + signal.SIGTERM
+    resumed = run("--epochs=2", "--run_name=cut", "--resume=True")
+    assert_same(saved(alone)[0]["model_state"], saved(resumed)[0]["model_state"])
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
