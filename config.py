@@ -24,7 +24,7 @@ class InputError(ValueError):
 
 
 WIDE_RETINA = {"patch_size": 12, "num_patches": 3, "glimpse_scale": 2, "num_glimpses": 8, "std_start": 0.3,
-               "init_lr": 1e-3, "reinforce_weight": 0.01, "epochs": 60}  # fmt: skip
+               "init_lr": 1e-3, "reinforce_weight": 0.01, "epochs": 60, "core_init": "identity"}  # fmt: skip
 TASKS: dict[str, dict] = {
     "mnist": {},
     "fashion": {"dataset": "fashion"},
@@ -72,6 +72,11 @@ class Config:
     """Glimpses T that the model takes of an image before it answers."""
     hidden_size: int = 256
     """Units of the core network's hidden state and of a glimpse's encoding."""
+    core: Literal["relu", "lstm"] = "relu"
+    """The core network: rectified linear units, the paper's for images, or an LSTM, the paper's for its game."""
+    core_init: Literal["uniform", "identity"] = "uniform"
+    """How the core's recurrent weights begin: drawn as torch draws them, or as the identity (an LSTM: with a forget gate
+    of bias 1), which keeps what earlier glimpses saw."""
     locator_hidden: int = 128
     """Units of the location network's hidden layer; 0 is the paper's linear location network."""
     scan_radius: float = 0.4
@@ -191,7 +196,7 @@ class Config:
     def model_args(self, num_channels: int, num_classes: int) -> dict:
         """What `RecurrentAttention` is built with, for data of so many channels and classes; a checkpoint keeps it."""
         own = ("patch_size", "num_patches", "glimpse_scale", "loc_hidden", "glimpse_hidden", "hidden_size", "std",
-               "locator_hidden", "num_glimpses", "scan_radius")  # fmt: skip
+               "locator_hidden", "num_glimpses", "scan_radius", "core", "core_init")  # fmt: skip
         return {"num_channels": num_channels, "num_classes": num_classes, **{name: getattr(self, name) for name in own}}
 
     @property

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import InputError
-from modules import ActionNetwork, BaselineNetwork, CoreNetwork, GlimpseNetwork, LocationNetwork, Retina
+from modules import ActionNetwork, BaselineNetwork, CoreNetwork, GlimpseNetwork, LocationNetwork, LSTMCore, Retina
 from runs import load_checkpoint
 
 
@@ -55,6 +55,8 @@ class RecurrentAttention(nn.Module):
         locator_hidden: units of the location network's hidden layer; 0 is the paper's linear one.
         num_glimpses: T, glimpses per rollout.
         scan_radius: of the circle on which the policy starts to look around; 0 is the paper's start, at the centre.
+        core: "relu", the paper's, or "lstm".
+        core_init: "uniform", as torch draws it, or "identity", which keeps what was seen; see `CoreNetwork`.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class RecurrentAttention(nn.Module):
         locator_hidden: int = 128,
         num_glimpses: int = 6,
         scan_radius: float = 0.0,
+        core: str = "relu",
+        core_init: str = "uniform",
     ):
         super().__init__()
         self.hidden_size = hidden_size
@@ -84,7 +88,8 @@ class RecurrentAttention(nn.Module):
             loc_hidden=loc_hidden,
             hidden_size=hidden_size,
         )
-        self.rnn = CoreNetwork(hidden_size=hidden_size)
+        core_network = LSTMCore if core == "lstm" else CoreNetwork
+        self.rnn = core_network(hidden_size=hidden_size, keep=core_init == "identity")
         self.locator = LocationNetwork(
             hidden_size=hidden_size,
             locator_hidden=locator_hidden,
@@ -126,13 +131,13 @@ class RecurrentAttention(nn.Module):
         given = first_locations.reshape(batch, -1, 2).unbind(1)  # K of (B, 2)
 
         scene = self.retina.prepare(images, self.num_glimpses)
-        hidden = None
+        state = None  # h_0 = 0
         # The policy's means, and the samples around them before the clamp; a given location stands for both.
         means, samples, hiddens = [given[0]], [given[0]], []
         for t in range(self.num_glimpses):
             location = samples[t].clamp(-1, 1)
             glimpse = self.sensor(self.retina.look(scene, location), location)  # g_t
-            hidden = self.rnn(glimpse, hidden)  # h_t
+            hidden, state = self.rnn(glimpse, state)  # h_t
             hiddens.append(hidden)
             if t + 1 < len(given):
                 means.append(given[t + 1])

@@ -125,19 +125,50 @@ class GlimpseNetwork(nn.Module):
 
 
 class CoreNetwork(nn.Module):
-    """f_h: the recurrent state h_t = Rect(Linear(h_{t-1}) + Linear(g_t)) (section 3.1)."""
+    """f_h: the recurrent state h_t = Rect(Linear(h_{t-1}) + Linear(g_t)) (section 3.1).
 
-    def __init__(self, *, hidden_size: int):
+    Args:
+        hidden_size: size of g_t and h_t.
+        keep: begin with h_t as the sum of h_{t-1} and what is new, so that early glimpses last: recurrent weights that
+            are the identity (Le, Jaitly and Hinton 2015, "A simple way to initialize recurrent networks of rectified
+            linear units").
+    """
+
+    def __init__(self, *, hidden_size: int, keep: bool = False):
         super().__init__()
         self.from_glimpse = nn.Linear(hidden_size, hidden_size)
         self.from_hidden = nn.Linear(hidden_size, hidden_size, bias=False)  # the sum has one bias
+        if keep:
+            nn.init.eye_(self.from_hidden.weight)
 
-    def forward(self, glimpse: Tensor, hidden: Tensor | None) -> Tensor:
-        """g_t (B, hidden_size), h_{t-1} (B, hidden_size), None for h_0 = 0 -> h_t (B, hidden_size)."""
-        inputs = self.from_glimpse(glimpse)
-        if hidden is not None:  # a product with zeros would cost as much as any other
-            inputs = inputs + self.from_hidden(hidden)
-        return F.relu(inputs)
+    def forward(self, glimpse: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """g_t (B, hidden_size), the state after h_{t-1}, None for h_0 = 0 -> h_t (B, hidden_size), the state after it."""
+        hidden = self.from_glimpse(glimpse)
+        if state is not None:  # a product with zeros would cost as much as any other
+            hidden = hidden + self.from_hidden(state)
+        hidden = F.relu(hidden)
+        return hidden, hidden
+
+
+class LSTMCore(nn.Module):
+    """f_h as an LSTM, which the paper uses for its game alone (section 4.2).
+
+    Args:
+        hidden_size: size of g_t and h_t.
+        keep: begin with a forget gate of bias 1, so that early glimpses last.
+    """
+
+    def __init__(self, *, hidden_size: int, keep: bool = False):
+        super().__init__()
+        self.cell = nn.LSTMCell(hidden_size, hidden_size)
+        if keep:
+            with torch.no_grad():
+                self.cell.bias_hh[hidden_size : 2 * hidden_size].fill_(1.0)  # gates: input, forget, cell, output
+
+    def forward(self, glimpse: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """As of `CoreNetwork`; the state is h_t and the cell, (B, hidden_size) each."""
+        hidden, cell = self.cell(glimpse, state)
+        return hidden, (hidden, cell)
 
 
 class LocationNetwork(nn.Module):

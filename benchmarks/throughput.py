@@ -113,7 +113,7 @@ def plain_loss(model: nn.Module, config: Config, images: Tensor, labels: Tensor)
     log_pis, baselines = [], []
     for t in range(config.num_glimpses):
         phi = plain_glimpse(images, location, config.patch_size, config.num_patches, config.glimpse_scale)
-        hidden = model.rnn(model.sensor(phi, location), hidden)
+        hidden, _ = model.rnn(model.sensor(phi, location), hidden)
         mean = model.locator(hidden.detach(), min(t, config.num_glimpses - 2))
         policy = torch.distributions.Normal(mean, config.std)
         sample = policy.sample()

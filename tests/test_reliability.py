@@ -84,6 +84,7 @@ TASKS = {
     "sgd": ["--optimizer=sgd", "--init_lr=0.01", "--clip_grad_norm=1"],
     "plateau": ["--lr_patience=0"],
     "scales": ["--num_patches=2", "--glimpse_scale=2", "--locator_hidden=0", "--scan_radius=0"],
+    "lstm": ["--core=lstm", "--core_init=identity"],
 }
 
 
