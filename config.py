@@ -75,8 +75,8 @@ class Config:
     core: Literal["relu", "lstm"] = "relu"
     """The core network: rectified linear units, the paper's for images, or an LSTM, the paper's for its game."""
     core_init: Literal["uniform", "identity"] = "uniform"
-    """How the core's recurrent weights begin: drawn as torch draws them, or as the identity (an LSTM: with a forget gate
-    of bias 1), which keeps what earlier glimpses saw."""
+    """How the core's recurrent weights begin: drawn as torch draws them, or as the identity (of an LSTM: with a
+    forget gate of bias 1), which keeps what earlier glimpses saw."""
     locator_hidden: int = 128
     """Units of the location network's hidden layer; 0 is the paper's linear location network."""
     scan_radius: float = 0.4

@@ -142,7 +142,7 @@ class CoreNetwork(nn.Module):
             nn.init.eye_(self.from_hidden.weight)
 
     def forward(self, glimpse: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """g_t (B, hidden_size), the state after h_{t-1}, None for h_0 = 0 -> h_t (B, hidden_size), the state after it."""
+        """g_t (B, hidden_size), state before, None for h_0 = 0 -> h_t (B, hidden_size), state after."""
         hidden = self.from_glimpse(glimpse)
         if state is not None:  # a product with zeros would cost as much as any other
             hidden = hidden + self.from_hidden(state)
