@@ -55,7 +55,7 @@ def average(source: Source) -> Averages:
         named = labels.numpy(force=True)
         np.add.at(by_glimpse, (np.arange(steps), row, column), 1)
         np.add.at(by_class, (named[:, None], row[:, 1:], column[:, 1:]), 1)
-        np.add.at(sums, named, loader.denormalize(images).numpy(force=True))
+        np.add.at(sums, named, (images / 255).numpy(force=True))
         np.add.at(counts, named, 1)
     class_means = sums / np.maximum(counts, 1)[:, None, None, None]
     mean_image = sums.sum(axis=0) / counts.sum()

@@ -1,4 +1,4 @@
-"""Batches of images and labels: in memory as bytes, or streamed; placed on canvases, normalised, on the device.
+"""Batches of images and labels: in memory as bytes, or streamed; placed on canvases, on the device.
 
 train_loader, valid_loader = get_train_valid_loader(get_config(["--task=digits"]), torch.device("cpu"))
 for images, labels, centres, count in train_loader: ...
@@ -23,7 +23,7 @@ SAMPLE = 10_000  # images or canvases from which mean and standard deviation are
 
 
 class Batch(NamedTuple):
-    images: Tensor  # (B, C, H, W) float32, normalised
+    images: Tensor  # (B, C, H, W) uint8; the model normalises what it reads of them
     labels: Tensor  # (B,) int64
     centres: Tensor  # (B, 2), (x, y) in [-1, 1] of the middle of what was placed on a canvas; without one, 0
     count: int  # images of the whole batch, of which each of several processes has its share
@@ -120,21 +120,15 @@ class Loader:
         """Chooses the order and the canvases of the next pass, which depend on the seeds and this number alone."""
         self.epoch = epoch
 
-    def normalize_with(self, spec: DataSpec) -> "Loader":
-        """Sets what the images are normalised by; a loader needs it before it gives batches."""
+    def described_by(self, spec: DataSpec) -> "Loader":
+        """Sets what a model must know of the data, which is told by the training images."""
         self.spec = spec
-        self.mean = 255 * torch.tensor(spec.mean, device=self.device)[:, None, None]
-        self.std = 255 * torch.tensor(spec.std, device=self.device)[:, None, None]
         return self
 
     def share_with(self, world: World) -> "Loader":
         """Gives this process's share of each batch from now on, which has its place and clutter as in the whole."""
         self.world = world
         return self
-
-    def denormalize(self, images: Tensor) -> Tensor:
-        """Batch images (B, C, H, W) as numbers from 0 to 1."""
-        return ((images * self.std + self.mean) / 255).clamp(0, 1)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches()
@@ -144,11 +138,10 @@ class Loader:
         for step, (images, labels, centres) in enumerate(self.raw(first), start=first):
             count = min(self.batch_size, self.num_images - step * self.batch_size)
             centres = torch.zeros(len(labels), 2, device=self.device) if centres is None else centres
-            # Converted first, and then in place: mixed arithmetic is not vectorised, and a large batch is 80 MB.
-            yield Batch(images.float().sub_(self.mean).div_(self.std), labels, centres, count)
+            yield Batch(images, labels, centres, count)
 
     def raw(self, first: int = 0) -> Iterator[Examples]:
-        """The batches before they are normalised, uint8."""
+        """This process's images, labels, and centres where there are any, of each batch."""
         order = torch.arange(self.num_images)
         if self.shuffle_seed is not None:
             generator = make_generator(Stream.ORDER, self.shuffle_seed, self.epoch)
@@ -199,7 +192,7 @@ def get_train_valid_loader(config: Config, device: torch.device, world: World = 
     )
     spec = describe(train_loader, classes)
     valid_loader = make_evaluation_loader(config, examples.take(order[:num_valid]), device, world)
-    return train_loader.normalize_with(spec).share_with(world), valid_loader.normalize_with(spec)
+    return train_loader.described_by(spec).share_with(world), valid_loader.described_by(spec)
 
 
 def get_test_loader(config: Config, spec: DataSpec, device: torch.device, world: World = ALONE) -> Loader:
@@ -209,7 +202,7 @@ def get_test_loader(config: Config, spec: DataSpec, device: torch.device, world:
         InputError: the data set is missing or damaged, or is not of the kind the model was trained on.
     """
     examples, _ = read_examples(config, train=False, classes=spec.classes, channels=spec.num_channels)
-    loader = make_evaluation_loader(config, examples, device, world).normalize_with(spec)
+    loader = make_evaluation_loader(config, examples, device, world).described_by(spec)
     shape = tuple(next(loader.raw()).images.shape[1:])
     trained = (spec.num_channels, spec.height, spec.width)
     if shape != trained or int(examples.labels.max()) >= len(spec.classes):
@@ -273,6 +266,6 @@ def save_samples(loader: Loader, path: Path):
 
     images = next(iter(loader)).images[:64]
     buffer = io.BytesIO()
-    save_image(loader.denormalize(images), buffer, format="png", nrow=8)
+    save_image(images / 255, buffer, format="png", nrow=8)
     write_whole(path, buffer.getvalue())
     print(f"[*] Samples in {path}")

@@ -92,13 +92,14 @@ def draw_task(column: list[Axes], config: Config):
     """Fills a column of axes from the first validation image of a task."""
     loader = get_train_valid_loader(config, pick_device(use_gpu=False))[1]
     image = next(iter(loader)).images[:1]
-    shown = loader.denormalize(image)
+    shown = image / 255
     _, channels, height, width = image.shape
     bright = shown[0, 0].nonzero().float().mean(dim=0)  # somewhere on the digit, or among the clutter
     location = 2 * (bright.flip(0) + 0.5) / bright.new_tensor([width, height]) - 1
     retina, size = Retina(config.patch_size, config.num_patches, config.glimpse_scale), config.patch_size
-    patches = loader.denormalize(retina(image, location[None]).view(config.num_patches, channels, size, size))
     outside = np.array(loader.spec.mean, np.float32)
+    mean = shown.new_tensor(outside)[:, None, None]  # what the model takes for 0, and reads beyond the border
+    patches = retina(shown - mean, location[None]).view(config.num_patches, channels, size, size) + mean
     show(column[0], shown[0].numpy(), outside)
     draw_boxes(
         column[0], patch_boxes(location.numpy(), (height, width), size, config.num_patches, config.glimpse_scale)

@@ -80,17 +80,18 @@ def look(model: RecurrentAttention, batch: Batch, first_locations: Tensor, loade
 
     Args:
         first_locations: (B, 2).
-        loader: whose normalisation the batch has.
+        loader: of the batch, which knows the classes.
     """
     rollout = model(batch.images, first_locations)
     retina, count, channels = model.retina, *batch.images.shape[:2]
-    read = torch.stack([retina(batch.images, location) for location in rollout.locations.unbind(1)], dim=1)
+    scene = retina.prepare(batch.images, model.num_glimpses, model.image_mean, model.image_std)
+    read = torch.stack([retina.look(scene, location) for location in rollout.locations.unbind(1)], dim=1)
     sizes = (count, -1, retina.num_patches, channels, retina.patch_size, retina.patch_size)
     arrays = (
-        loader.denormalize(batch.images),
+        batch.images / 255,
         batch.labels,
         rollout.locations,
-        loader.denormalize(read.view(sizes)),
+        model.denormalize(read.view(sizes)),
         model.classifier(rollout.hiddens).exp(),
     )
     return Glimpses(
@@ -136,7 +137,7 @@ def look_at_chosen(source: Source, *, indices: list[int], label: str, errors: bo
     for index in candidates.split(max(count, loader.batch_size) if errors else count):
         index = index.to(loader.device)
         part = Loader(loader.examples.take(index), batch_size=len(index), device=loader.device)
-        [batch] = part.normalize_with(loader.spec)
+        [batch] = part
         glimpses = look(model, batch, first_locations[index], loader)
         found.append(glimpses.take(glimpses.wrong) if errors else glimpses)
         if sum(len(part.labels) for part in found) >= count:

@@ -3,7 +3,7 @@
 Mnih et al. 2014, section 3.
 
     model = RecurrentAttention.load("ckpt/ram_6_8x8_1/best.pt")
-    rollout = model(model.normalize(images))  # images (B, C, H, W), from 0 to 1
+    rollout = model(images)  # (B, C, H, W), uint8
     rollout.log_probs.argmax(-1), rollout.locations
 """
 
@@ -98,13 +98,23 @@ class RecurrentAttention(nn.Module):
         )
         self.classifier = ActionNetwork(hidden_size=hidden_size, num_classes=num_classes)
         self.baseliner = BaselineNetwork(hidden_size=hidden_size)
-        # Of the training images, per channel; a checkpoint keeps them with its data, not among its weights.
+        # Of the training images as numbers from 0 to 1; a checkpoint keeps them with its data, not among its weights.
         self.register_buffer("image_mean", torch.zeros(num_channels, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.ones(num_channels, 1, 1), persistent=False)
 
+    def normalize_by(self, mean: list[float], std: list[float]) -> "RecurrentAttention":
+        """Sets mean and standard deviation of each channel of the training images, as numbers from 0 to 1."""
+        for buffer, values in ((self.image_mean, mean), (self.image_std, std)):
+            buffer.copy_(torch.tensor(values).view_as(buffer))
+        return self
+
     def normalize(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W), from 0 to 1, normalised as a loaded model takes them, by its training images."""
+        """Images (..., C, H, W), from 0 to 1, normalised by the training images; uint8 images need it not."""
         return (images - self.image_mean) / self.image_std
+
+    def denormalize(self, images: Tensor) -> Tensor:
+        """Normalised images, or patches, (..., C, h, w) as numbers from 0 to 1."""
+        return (images * self.image_std + self.image_mean).clamp(0, 1)
 
     def forward(
         self,
@@ -116,7 +126,7 @@ class RecurrentAttention(nn.Module):
         """Looks num_glimpses times.
 
         Args:
-            images: (B, C, H, W), normalised.
+            images: (B, C, H, W), uint8, or normalised.
             first_locations: (B, 2) in [-1, 1], or (B, K, 2) to say where to look the first K times; the policy chooses
                 the rest. None draws the first uniformly.
             noise: (T - 1, B, 2), standard normal, of the policy; None draws it in training mode and has none in
@@ -130,7 +140,7 @@ class RecurrentAttention(nn.Module):
             noise = self.draw_noise(batch, images.device, generator)
         given = first_locations.reshape(batch, -1, 2).unbind(1)  # K of (B, 2)
 
-        scene = self.retina.prepare(images, self.num_glimpses)
+        scene = self.retina.prepare(images, self.num_glimpses, self.image_mean, self.image_std)
         state = None  # h_0 = 0
         # The policy's means, and the samples around them before the clamp; a given location stands for both.
         means, samples, hiddens = [given[0]], [given[0]], []
@@ -183,8 +193,7 @@ class RecurrentAttention(nn.Module):
         try:
             model = cls(**checkpoint["model_args"])
             model.load_state_dict(checkpoint["model_state"])
-            for name, buffer in (("mean", model.image_mean), ("std", model.image_std)):
-                buffer.copy_(torch.tensor(checkpoint["data"][name]).view_as(buffer))
+            model.normalize_by(checkpoint["data"]["mean"], checkpoint["data"]["std"])
         except (KeyError, RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise InputError(f"{path} holds another model: {' '.join(str(error).split())}") from error
         return model

@@ -19,7 +19,9 @@ TABLE_COST = 2.0  # of a pixel's entry in a summed-area table, in reads of a pix
 class Scene(NamedTuple):
     """A batch of images made ready to be read at any place; see `Retina.prepare`."""
 
-    pixels: Tensor  # (B, C, H * W)
+    pixels: Tensor  # (B, C, H * W), uint8 or normalised
+    mean: Tensor | None  # (C, 1, 1), by which uint8 pixels are normalised once they are read
+    std: Tensor | None  # (C, 1, 1)
     sums: Tensor | None  # (B, C, (H + 1) * (W + 1)), their summed-area table; None where none would pay
     height: int
     width: int
@@ -29,9 +31,10 @@ class Retina(nn.Module):
     """The glimpse sensor rho(x, l): square patches around a location, each wider and coarser than the one before.
 
     Patch i is g * s**i pixels wide and is average pooled back to g x g (section 3.1). A patch of width w around pixel c
-    covers [c - w // 2, c - w // 2 + w); outside the image is 0. The finest patch is read pixel by pixel, the coarse
-    ones from a summed-area table, so that a glimpse costs about num_patches * g * g reads however wide it is. Where
-    the images are so large that the table would cost more than it saves, coarse patches are read pixel by pixel, too.
+    covers [c - w // 2, c - w // 2 + w); outside the normalised image is 0. The finest patch is read pixel by pixel, the
+    coarse ones from a summed-area table, so that a glimpse costs about num_patches * g * g reads however wide it is.
+    Where the images are so large that the table would cost more than it saves, coarse patches are read pixel by pixel,
+    too, and no pixel is touched that no glimpse covers.
 
     Args:
         patch_size: g, in pixels.
@@ -54,23 +57,32 @@ class Retina(nn.Module):
         """One glimpse of each image.
 
         Args:
-            images: (B, C, H, W).
+            images: (B, C, H, W), normalised.
             locations: (B, 2), (x, y); (-1, -1) is the top-left corner, (1, 1) the bottom-right.
         Returns:
             (B, num_patches * C * g * g), ordered patch, channel, row, column.
         """
         return self.look(self.prepare(images, num_glimpses=1), locations)
 
-    def prepare(self, images: Tensor, num_glimpses: int) -> Scene:
-        """What num_glimpses glimpses of a batch (B, C, H, W) share: made once, read by `look` at every step."""
+    def prepare(
+        self, images: Tensor, num_glimpses: int, mean: Tensor | None = None, std: Tensor | None = None
+    ) -> Scene:
+        """What num_glimpses glimpses of a batch share: made once, read by `look` at every step.
+
+        Args:
+            images: (B, C, H, W), normalised, or uint8, of which only what is read is normalised, if that is less.
+            num_glimpses: how often they will be looked at.
+            mean, std: (C, 1, 1), of uint8 images as numbers from 0 to 1.
+        """
         height, width = images.shape[2:]
         coarse_pixels = sum((self.patch_size * cell) ** 2 for cell in self.cells[1:])
         sums = None
         if TABLE_COST * height * width < num_glimpses * coarse_pixels:
+            images = normalized(images, mean, std)
             # Differences of large sums lose digits: double precision where the device has it (Apple's has not).
             precise = torch.float32 if images.device.type == "mps" else torch.float64
             sums = F.pad(images.to(precise), (1, 0, 1, 0)).cumsum_(-1).cumsum_(-2).flatten(2)
-        return Scene(images.flatten(2), sums, height, width)
+        return Scene(images.flatten(2), mean, std, sums, height, width)
 
     def look(self, scene: Scene, locations: Tensor) -> Tensor:
         """The glimpses of a prepared batch; arguments and result as `forward`."""
@@ -85,7 +97,7 @@ class Retina(nn.Module):
             corner_columns = (columns[:, None, None] + self.corners).clamp(0, scene.width)
             corner_sums = _read(scene.sums, corner_rows, corner_columns, scene.width + 1)
             cells = corner_sums.diff(dim=-1).diff(dim=-2) / self.areas  # (B, C, num_patches - 1, g, g)
-            patches.append(cells.to(scene.pixels.dtype).transpose(1, 2))
+            patches.append(cells.to(patches[0].dtype).transpose(1, 2))
         return torch.cat([patch.flatten(1) for patch in patches], dim=1)
 
     def _crop(self, scene: Scene, rows: Tensor, columns: Tensor, size: int) -> Tensor:
@@ -95,7 +107,13 @@ class Retina(nn.Module):
         inside_rows, inside_columns = (rows >= 0) & (rows < scene.height), (columns >= 0) & (columns < scene.width)
         rows, columns = rows.clamp(0, scene.height - 1), columns.clamp(0, scene.width - 1)
         inside = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
-        return _read(scene.pixels, rows, columns, scene.width).where(inside, 0)
+        pixels = _read(scene.pixels, rows, columns, scene.width)
+        return normalized(pixels, scene.mean, scene.std).where(inside, 0)
+
+
+def normalized(pixels: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
+    """Pixels (..., C, h, w): uint8 by the mean and std of numbers from 0 to 1; others are normalised already."""
+    return pixels if pixels.dtype != torch.uint8 else (pixels.float() - 255 * mean) / (255 * std)
 
 
 def _read(planes: Tensor, rows: Tensor, columns: Tensor, width: int) -> Tensor:

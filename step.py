@@ -69,7 +69,7 @@ class TrainingStep:
         """The losses of these images, before the step.
 
         Args:
-            images: (B, C, H, W), normalised.
+            images: (B, C, H, W), uint8, or normalised.
             labels: (B,).
             first_locations, noise: (B, 2) or (B, K, 2), and (T - 1, B, 2), see `RecurrentAttention.forward`.
             weight: of this process's gradient in the mean over the processes.
@@ -101,7 +101,8 @@ class TrainingStep:
         mode = "reduce-overhead" if device.type == "cuda" else None
         compiled = torch.compile(self.objective.losses, dynamic=False, mode=mode)
         count = self.config.batch_size
-        images = torch.zeros(count, spec.num_channels, spec.height, spec.width, device=device)
+        shape = count, spec.num_channels, spec.height, spec.width
+        images = torch.zeros(shape, dtype=torch.uint8, device=device)
         labels = torch.zeros(count, dtype=torch.long, device=device)
         starts = torch.zeros(count, 2, device=device)
         locations = given_locations(self.config, starts, centres=starts)

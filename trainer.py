@@ -65,7 +65,7 @@ class Trainer:
             self.model = RecurrentAttention.of(checkpoint, config.checkpoint_path).to(device)
         else:
             self.model_args = config.model_args(self.spec.num_channels, len(self.spec.classes))
-            self.model = RecurrentAttention(**self.model_args).to(device)
+            self.model = RecurrentAttention(**self.model_args).normalize_by(self.spec.mean, self.spec.std).to(device)
         self.optimizer = make_optimizer(config, self.model)
         self.scheduler = make_scheduler(config, self.optimizer)
         self.descend = TrainingStep(config, self.model, self.optimizer, self.world)

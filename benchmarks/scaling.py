@@ -3,7 +3,7 @@
     python benchmarks/scaling.py
 
 The images are random bytes and no canvas is made. Beside the whole step, its two parts are timed by themselves: picking
-and normalising the batch, which touches every pixel, and the step on a batch at hand, which does not.
+the batch, which copies every byte of it, and the step on a batch at hand.
 """
 
 import itertools
@@ -57,7 +57,7 @@ def new_trainer(config: Config, size: int) -> Trainer:
     count = 4 * config.batch_size
     images = torch.randint(256, (count, 1, size, size), dtype=torch.uint8)
     loader = Loader(Examples(images, torch.randint(10, (count,))), batch_size=config.batch_size, device=CPU)
-    loader.normalize_with(describe(loader, [str(digit) for digit in range(10)]))
+    loader.described_by(describe(loader, [str(digit) for digit in range(10)]))
     return Trainer(config, (loader, loader), CPU)
 
 
@@ -79,7 +79,7 @@ def parts_of(trainer: Trainer) -> dict[str, Iterator]:
     at_hand = itertools.repeat(next(iter(trainer.train_loader)))
     return {
         "whole step": steps_of(trainer, batches_of(trainer)),
-        "batch: picked and normalised": batches_of(trainer),
+        "batch picked": batches_of(trainer),
         "step on a batch at hand": steps_of(trainer, at_hand),
     }
 

@@ -111,7 +111,7 @@ def test_an_image_that_only_fills_a_share_is_not_counted():
     def correct(rank):
         examples = Examples(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.zeros(5, dtype=torch.long))
         loader = Loader(examples, batch_size=3, device=torch.device("cpu"))
-        loader.normalize_with(describe(loader, ["a", "b"])).share_with(Member(rank, 3))
+        loader.described_by(describe(loader, ["a", "b"])).share_with(Member(rank, 3))
         return evaluate(Right(), loader, Config()).correct
 
     assert sum(map(correct, range(3))) == 5

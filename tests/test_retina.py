@@ -84,3 +84,17 @@ def test_coarse_patches_are_the_same_whether_a_table_pays_or_not(size, generator
     many, few = retina.prepare(images, num_glimpses=10_000), retina.prepare(images, num_glimpses=0)
     assert many.sums is not None and few.sums is None
     assert torch.equal(retina.look(many, locations), retina.look(few, locations))
+
+
+@pytest.mark.parametrize("num_glimpses", [0, 10_000])
+def test_bytes_are_normalised_where_they_are_read(num_glimpses, generator):
+    """With and without a summed-area table: beyond the border is 0, which is the mean."""
+    images = torch.randint(256, (4, 2, 20, 30), dtype=torch.uint8, generator=generator)
+    mean, std = torch.tensor([0.2, 0.7])[:, None, None], torch.tensor([0.3, 0.1])[:, None, None]
+    locations = torch.rand(4, 2, generator=generator) * 2 - 1
+    retina = Retina(6, 3, 2)
+    scene = retina.prepare(images, num_glimpses, mean, std)
+    assert (scene.sums is None) == (num_glimpses == 0)
+    assert scene.pixels.dtype == (torch.uint8 if num_glimpses == 0 else torch.float32)  # only what is read is converted
+    expected = retina((images / 255 - mean) / std, locations)
+    torch.testing.assert_close(retina.look(scene, locations), expected, atol=1e-5, rtol=1e-5)

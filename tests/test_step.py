@@ -24,7 +24,7 @@ def train(device: str = "cpu", **settings) -> tuple[torch.Tensor, torch.Tensor]:
     """All weights in one row, before and after 20 steps on the same batches."""
     config = replace(CONFIG, **settings)
     torch.manual_seed(0)
-    model = RecurrentAttention(**config.model_args(1, 10)).to(device)
+    model = RecurrentAttention(**config.model_args(1, 10)).normalize_by([0.5], [0.25]).to(device)
     names = list(model.state_dict())
     before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().cpu()
     step = TrainingStep(config, model, make_optimizer(config, model))
@@ -32,8 +32,8 @@ def train(device: str = "cpu", **settings) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     for _ in range(STEPS):
         labels = torch.randint(10, (32,), generator=generator)
-        images = torch.randn(32, 1, 28, 28, generator=generator) / 4
-        images += (labels / 10)[:, None, None, None]  # something to learn
+        images = torch.randn(32, 1, 28, 28, generator=generator) / 4 + (labels / 10)[:, None, None, None]
+        images = (64 * images + 128).clamp(0, 255).to(torch.uint8)
         starts = draw_first_locations(32, torch.device("cpu"), generator)
         noise = torch.randn(3, 32, 2, generator=generator)
         losses = step(*(tensor.to(device) for tensor in (images, labels, starts, noise)))
