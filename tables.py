@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent
 BEGIN, END = "<!-- {}: written by tables.py -->\n", "<!-- end of {} -->"
-LEARNED, CENTRE, SCAN, RANDOM, ORACLE = "learned", "learned, the paper's start", "fixed scan", "random", "oracle"
+LEARNED, CENTRE, LSTM = "learned", "learned, the paper's start", "learned, LSTM core"
+SCAN, RANDOM, ORACLE = "fixed scan", "random", "oracle"
 
 
 class Row(NamedTuple):
@@ -44,6 +45,7 @@ ROWS = (
     Row("translated60", 4, arxiv=2.29, nips=1.54),
     Row("translated60", 6, arxiv=1.86, nips=1.22),
     Row("translated60", 8, arxiv=1.84, nips=1.20, others=f"{TFRAM} 0.94; {TORCH} (7 glimpses) 0.92"),
+    Row("translated60", 8, LSTM),
     Row("translated60", 8, ORACLE),
     Row("cluttered60", 4, arxiv=7.1, nips=4.96),
     Row("cluttered60", 6, nips=4.08),
@@ -57,16 +59,22 @@ ROWS = (
 
 
 def read_records(folder: Path) -> dict[tuple[str, int, str], list[dict]]:
-    """The records that tests wrote, by task, glimpses and policy."""
+    """The records that tests wrote, by task, glimpses and kind."""
     records = defaultdict(list)
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text())
         config = record["config"]
-        policy = config["policy"]
-        if policy == LEARNED and not config["scan_radius"]:
-            policy = CENTRE
-        records[config["task"], config["num_glimpses"], {"scan": SCAN}.get(policy, policy)].append(record)
+        records[config["task"], config["num_glimpses"], kind_of(config)].append(record)
     return records
+
+
+def kind_of(config: dict) -> str:
+    """What a row calls the runs with these settings."""
+    if config["policy"] != "learned":
+        return {"scan": SCAN, "random": RANDOM, "oracle": ORACLE}[config["policy"]]
+    if config.get("core") == "lstm":  # settings of runs before there was a choice have no core
+        return LSTM
+    return LEARNED if config["scan_radius"] else CENTRE
 
 
 def results_table(folder: Path) -> str:
