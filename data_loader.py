@@ -196,7 +196,7 @@ def get_train_valid_loader(config: Config, device: torch.device, world: World = 
 
 
 def get_test_loader(config: Config, spec: DataSpec, device: torch.device, world: World = ALONE) -> Loader:
-    """The test images, normalised as the model's training images were.
+    """The test images, described by what the model was trained on.
 
     Raises:
         InputError: the data set is missing or damaged, or is not of the kind the model was trained on.
