@@ -96,10 +96,6 @@ class TrainingStep:
         if not wanted:
             return
         print("[*] Compiling the training step (--compile=False does without)")
-        # On a GPU the kernels are so short that starting them costs more than running them: a CUDA graph starts all at
-        # once. It replays what it captured, so every random number comes in as an argument.
-        mode = "reduce-overhead" if device.type == "cuda" else None
-        compiled = torch.compile(self.objective.losses, dynamic=False, mode=mode)
         count = self.config.batch_size
         shape = count, spec.num_channels, spec.height, spec.width
         images = torch.zeros(shape, dtype=torch.uint8, device=device)
@@ -108,12 +104,25 @@ class TrainingStep:
         locations = given_locations(self.config, starts, centres=starts)
         noise = torch.zeros(self.config.num_glimpses - 1, count, 2, device=device)
         try:
+            compiled = torch.compile(self.objective.losses, dynamic=False, **compiler_arguments(device))
             self.model.train()
             compiled(images, labels, locations, noise).total.backward()
         except Exception as error:  # a compiler may be missing, or fail in ways of its own
             print(f"[!] Compiling failed ({type(error).__name__}); training goes on without")
             return
         self.objective.full_batch_losses = compiled
+
+
+def compiler_arguments(device: torch.device) -> dict:
+    """What makes the start of a step's many kernels cheap: it costs more than running them does."""
+    if device.type == "cuda":
+        # A CUDA graph starts all at once. It replays what it captured, so every random number comes in as an argument.
+        return {"mode": "reduce-overhead"}
+    if device.type == "cpu":
+        from products import FewerProducts  # imports the compiler
+
+        return {"options": {"post_grad_custom_pre_pass": FewerProducts(), "cpp_wrapper": True}}
+    return {}
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -29,6 +29,7 @@ def train(device: str = "cpu", **settings) -> tuple[torch.Tensor, torch.Tensor]:
     before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().cpu()
     step = TrainingStep(config, model, make_optimizer(config, model))
     step.compile(SPEC, steps=STEPS)
+    assert (step.objective.full_batch_losses != step.objective.losses) == (config.compile == "True")  # nothing failed
     generator = torch.Generator().manual_seed(0)
     for _ in range(STEPS):
         labels = torch.randint(10, (32,), generator=generator)

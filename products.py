@@ -1,0 +1,149 @@
+"""Fewer, larger matrix products in a compiled step: what a rollout's many small ones cost is to a third starting them.
+
+The compiler hands over the graph of a step's forward or backward pass and takes it back rewritten by three identities,
+none of which knows the model:
+
+    A_1' B_1 + A_2' B_2 + ... = [A_1; A_2; ...]' [B_1; B_2; ...]    the gradient of weights used at every glimpse
+    A_1 W, A_2 W, ...         = the rows of [A_1; A_2; ...] W       where none waits for another
+    A V, A W                  = the columns of A [V W]              two layers that read one state
+
+    torch.compile(function, options={"post_grad_custom_pre_pass": FewerProducts()})
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+import torch
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch._inductor.pattern_matcher import stable_topological_sort
+from torch.fx import Graph, Node
+
+aten = torch.ops.aten
+PRODUCT, BIASED_PRODUCT = aten.mm.default, aten.addmm.default
+ADD, STACK, SLICE, TRANSPOSE = aten.add.Tensor, aten.cat.default, aten.slice.Tensor, aten.permute.default
+CAST = torch.ops.prims.convert_element_type.default
+LEFT, RIGHT = 0, 1  # factors of a product
+
+
+class FewerProducts(CustomGraphPass):
+    """Rewrites a graph of ATen operators in place; what it computes differs by rounding alone."""
+
+    def __call__(self, graph: Graph):
+        rewriting = Rewriting(graph)
+        rewriting.join_sums()
+        while rewriting.join_sharing(RIGHT) or rewriting.join_sharing(LEFT):
+            pass
+        graph.lint()
+
+    def uuid(self) -> bytes:
+        """What tells graphs that were rewritten otherwise apart in the compiler's cache."""
+        return get_hash_for_files((__file__,))
+
+
+class Rewriting:
+    """The steps of rewriting one graph."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.stacks: dict[tuple, Node] = {}  # what is stacked for two products is stacked once
+
+    def join_sums(self):
+        """Sums of products whose left factors are transposed become one product each."""
+        for total in self.nodes(ADD):
+            products = [] if is_term(total) else [transposed_product(term) for term in terms(total)]
+            if len(products) > 1 and all(products) and len({shape(product) for product in products}) == 1:
+                with self.graph.inserting_before(total):
+                    left = self.stack([product.args[LEFT].args[0] for product in products], 0)
+                    right = self.stack([product.args[RIGHT] for product in products], 0)
+                    joined = self.call(PRODUCT, self.call(TRANSPOSE, left, [1, 0]), right)
+                    total.replace_all_uses_with(self.call(CAST, joined, total.meta["val"].dtype))
+        self.graph.eliminate_dead_code()
+
+    def join_sharing(self, side: int) -> bool:
+        """The first found products with one left or right factor, none of which waits for another, become one.
+
+        Returns:
+            Whether there were any.
+        """
+        sharing = defaultdict(list)
+        for product in self.nodes(PRODUCT, BIASED_PRODUCT):
+            sharing[factors(product)[side]].append(product)
+        bits, awaited = self.awaited()
+        for shared, products in sharing.items():
+            members = sum(bits[product] for product in products)
+            if len(products) == 1 or any(awaited[product] & members for product in products):
+                continue
+            dim = 0 if side == RIGHT else 1  # along which others are stacked and the result is cut
+            with self.graph.inserting_before(products[-1].next):
+                others = self.stack([factors(product)[1 - side] for product in products], dim)
+                joined = self.call(PRODUCT, *((others, shared) if side == RIGHT else (shared, others)))
+                begin = 0
+                for product in products:
+                    end = begin + shape(product)[dim]
+                    part = self.call(SLICE, joined, dim, begin, end)
+                    if product.target is BIASED_PRODUCT:
+                        part = self.call(ADD, part, product.args[0])
+                    product.replace_all_uses_with(part)
+                    self.graph.erase_node(product)
+                    begin = end
+            stable_topological_sort(self.graph)  # what used the first product comes too early now
+            return True
+        return False
+
+    def nodes(self, *targets: Callable) -> list[Node]:
+        return [node for node in self.graph.nodes if node.target in targets]
+
+    def awaited(self) -> tuple[dict[Node, int], dict[Node, int]]:
+        """A bit for each node, and for each node the bits of those that it waits for."""
+        bits, awaited = {}, {}
+        for i, node in enumerate(self.graph.nodes):
+            bits[node], awaited[node] = 1 << i, 0
+            for source in node.all_input_nodes:
+                awaited[node] |= awaited[source] | bits[source]
+        return bits, awaited
+
+    def stack(self, nodes: list[Node], dim: int) -> Node:
+        key = (*nodes, dim)
+        if key not in self.stacks:
+            self.stacks[key] = self.call(STACK, nodes, dim)
+        return self.stacks[key]
+
+    def call(self, target: Callable, *args) -> Node:
+        """A new node, which tells as the others do what its value will look like."""
+        node = self.graph.call_function(target, args)
+        node.meta["val"] = target(*torch.fx.map_arg(args, lambda source: source.meta["val"]))
+        return node
+
+
+def factors(product: Node) -> tuple[Node, Node]:
+    """Left and right of mm(left, right) or addmm(bias, left, right)."""
+    return product.args[-2], product.args[-1]
+
+
+def shape(node: Node) -> torch.Size:
+    return node.meta["val"].shape
+
+
+def terms(total: Node) -> Iterator[Node]:
+    """What a tree of additions adds up."""
+    for part in total.args:
+        if isinstance(part, Node) and is_term(part) and part.target is ADD:
+            yield from terms(part)
+        else:
+            yield part
+
+
+def is_term(node: Node) -> bool:
+    """Whether a node is used for a sum alone."""
+    return [user.target for user in node.users] == [ADD]
+
+
+def transposed_product(term: Node) -> Node | None:
+    """The product A'B that a term is, perhaps as numbers of more digits, if nothing else uses it."""
+    if isinstance(term, Node) and term.target is CAST and len(term.users) == 1:
+        term = term.args[0]
+    if isinstance(term, Node) and term.target is PRODUCT and len(term.users) == 1:
+        left = term.args[LEFT]
+        if left.target is TRANSPOSE and left.args[1] == [1, 0]:
+            return term
+    return None
