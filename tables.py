@@ -3,8 +3,8 @@
     cp ckpt/mine/test.json results/mnist_6_seed1.json    # what tests left beside a run's checkpoints
     make tables
 
-A row is the mean over the runs that differ in nothing but their seed. The numbers beside it were published or quoted by
-others.
+A line is the mean over the runs that differ in nothing but their seed; an experiment that was trained for longer, too,
+has a line for each. The numbers beside it were published or quoted by others.
 """
 
 import json
@@ -12,6 +12,8 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
+
+from config import Config
 
 ROOT = Path(__file__).parent
 BEGIN, END = "<!-- {}: written by tables.py -->\n", "<!-- end of {} -->"
@@ -84,16 +86,9 @@ def results_table(folder: Path) -> str:
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     records = read_records(folder)
     for row in ROWS:
-        runs = records[row.task, row.glimpses, row.policy]
         published = [number(row.arxiv), number(row.nips), row.others or "-"]
-        ours = ["-"] * 6
-        if runs:
-            epochs = statistics.mean(len(run["valid_acc_per_epoch"]) for run in runs)
-            minutes = statistics.mean(sum(run["seconds_per_epoch"]) for run in runs) / 60
-            valid = spread([100 - run["best_valid_acc"] for run in runs])
-            single, several = (spread(errors(runs, m)) for m in (1, 10))
-            ours = [f"{len(runs)}", f"{epochs:.0f}", f"{minutes:.1f}", valid, f"**{single}**", several]
-        lines.append(f"| {' | '.join([row.task, str(row.glimpses), row.policy, *ours, *published])} |")
+        for ours in [numbers(runs) for runs in by_epochs(records[row.task, row.glimpses, row.policy])] or [["-"] * 6]:
+            lines.append(f"| {' | '.join([row.task, str(row.glimpses), row.policy, *ours, *published])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -103,7 +98,7 @@ def pace_table(folder: Path) -> str:
         "| validation error at or under | runs that reached it | epochs | seconds of training |",
         "|" + " --- |" * 4,
     ]
-    runs = read_records(folder)["mnist", 6, LEARNED]
+    runs = [run for run in read_records(folder)["mnist", 6, LEARNED] if run["config"]["epochs"] == Config.epochs]
     for bound in (1.29, 1.12):
         reached = []
         for run in runs:
@@ -112,6 +107,22 @@ def pace_table(folder: Path) -> str:
         epochs, seconds = (spread(values) for values in zip(*reached, strict=True)) if reached else ("-", "-")
         lines.append(f"| {bound} % | {len(reached)} of {len(runs)} | {epochs} | {seconds} |")
     return "\n".join(lines) + "\n"
+
+
+def by_epochs(runs: list[dict]) -> list[list[dict]]:
+    """The runs of each number of epochs, fewest first."""
+    groups = defaultdict(list)
+    for run in runs:
+        groups[run["config"]["epochs"]].append(run)
+    return [groups[epochs] for epochs in sorted(groups)]
+
+
+def numbers(runs: list[dict]) -> list[str]:
+    """What a line says of its runs."""
+    minutes = statistics.mean(sum(run["seconds_per_epoch"]) for run in runs) / 60
+    valid = spread([100 - run["best_valid_acc"] for run in runs])
+    single, several = (spread(errors(runs, m)) for m in (1, 10))
+    return [f"{len(runs)}", f"{runs[0]['config']['epochs']}", f"{minutes:.1f}", valid, f"**{single}**", several]
 
 
 def errors(runs: list[dict], m: int) -> list[float]:
