@@ -91,7 +91,7 @@ class Rewriting:
         return False
 
     def nodes(self, *targets: Callable) -> list[Node]:
-        return [node for node in self.graph.nodes if node.target in targets]
+        return [node for node in self.graph.nodes if is_plain(node, *targets)]
 
     def awaited(self) -> tuple[dict[Node, int], dict[Node, int]]:
         """A bit for each node, and for each node the bits of those that it waits for."""
@@ -124,10 +124,15 @@ def shape(node: Node) -> torch.Size:
     return node.meta["val"].shape
 
 
+def is_plain(node, *targets: Callable) -> bool:
+    """Whether a node is one of these operators and scales nothing, as addmm can by its alpha and beta."""
+    return isinstance(node, Node) and node.target in targets and not node.kwargs
+
+
 def terms(total: Node) -> Iterator[Node]:
     """What a tree of additions adds up."""
     for part in total.args:
-        if isinstance(part, Node) and is_term(part) and part.target is ADD:
+        if is_plain(part, ADD) and is_term(part):
             yield from terms(part)
         else:
             yield part
@@ -140,9 +145,9 @@ def is_term(node: Node) -> bool:
 
 def transposed_product(term: Node) -> Node | None:
     """The product A'B that a term is, perhaps as numbers of more digits, if nothing else uses it."""
-    if isinstance(term, Node) and term.target is CAST and len(term.users) == 1:
+    if is_plain(term, CAST) and len(term.users) == 1:
         term = term.args[0]
-    if isinstance(term, Node) and term.target is PRODUCT and len(term.users) == 1:
+    if is_plain(term, PRODUCT) and len(term.users) == 1:
         left = term.args[LEFT]
         if left.target is TRANSPOSE and left.args[1] == [1, 0]:
             return term

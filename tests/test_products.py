@@ -76,6 +76,10 @@ def test_sums_of_anything_else_stay():
     def not_transposed(a, b, c, d):
         return (a @ b + c @ d,)
 
+    def scaled(a, b, c, d):
+        return (torch.add(a.T @ b, c.T @ d, alpha=2),)
+
+    assert rewrite(scaled, *matrices((5, 3), (5, 4), (5, 3), (5, 4))) == (2, 2)
     assert rewrite(broadcast, *matrices((5, 3), (5, 4), (5, 1), (5, 4))) == (2, 2)
     assert rewrite(used_twice, *matrices((5, 3), (5, 4), (5, 3), (5, 4))) == (2, 2)
     assert rewrite(not_transposed, *matrices((3, 5), (5, 4), (3, 5), (5, 4))) == (2, 2)
@@ -105,6 +109,13 @@ def test_products_with_one_left_factor_are_one(biased):
         return h @ v, torch.addmm(bias, h, w) if biased else h @ w
 
     assert rewrite(layers, *matrices((5, 3), (3, 2), (3, 4), (4,))) == (2, 1)
+
+
+def test_scaled_products_stay():
+    def layers(h, v, w, bias):
+        return torch.addmm(bias, h, v, beta=2), torch.addmm(bias, h, w, alpha=3)
+
+    assert rewrite(layers, *matrices((5, 3), (3, 4), (3, 4), (4,))) == (2, 2)
 
 
 def test_the_gradient_of_a_recurrent_network():
