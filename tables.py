@@ -52,6 +52,7 @@ ROWS = (
     Row("cluttered60", 4, arxiv=7.1, nips=4.96),
     Row("cluttered60", 6, nips=4.08),
     Row("cluttered60", 8, arxiv=5.23, nips=4.04, others=f"{TFRAM} 2.63"),
+    Row("cluttered60", 8, LSTM),
     Row("cluttered60", 8, RANDOM, nips=14.4),
     Row("cluttered60", 8, ORACLE),
     Row("cluttered100", 4, arxiv=14.95, nips=9.41),
