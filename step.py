@@ -114,7 +114,7 @@ class TrainingStep:
 
 
 def compiler_arguments(device: torch.device) -> dict:
-    """What makes the start of a step's many kernels cheap: it costs more than running them does."""
+    """How to compile for a device, so that starting a step's many short kernels costs little."""
     if device.type == "cuda":
         # A CUDA graph starts all at once. It replays what it captured, so every random number comes in as an argument.
         return {"mode": "reduce-overhead"}
