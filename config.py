@@ -27,7 +27,7 @@ WIDE_RETINA = {"patch_size": 12, "num_patches": 3, "glimpse_scale": 2, "num_glim
                "init_lr": 1e-3, "reinforce_weight": 0.01, "epochs": 60, "core_init": "identity"}  # fmt: skip
 TASKS: dict[str, dict] = {
     "mnist": {},
-    "fashion": {"dataset": "fashion", "epochs": 120},
+    "fashion": {"dataset": "fashion", "epochs": 120, "std": 0.05, "init_lr": 1e-3, "reinforce_weight": 0.01},
     "digits": {"dataset": "digits", "batch_size": 64, "epochs": 120, "plot_freq": 10},
     "translated60": {**WIDE_RETINA, "canvas_size": 60},
     "cluttered60": {**WIDE_RETINA, "canvas_size": 60, "num_clutter": 4},
