@@ -3,8 +3,8 @@
     cp ckpt/mine/test.json results/mnist_6_seed1.json    # what tests left beside a run's checkpoints
     make tables
 
-A line is the mean over the runs of an experiment with one number of epochs; records in results/ of the same experiment and
-epochs must differ in nothing but their seed. The numbers beside it were published or quoted by others.
+A line is the mean over the runs of an experiment with one number of epochs; records in results/ of the same experiment
+and epochs must differ in nothing but their seed. The numbers beside it were published or quoted by others.
 """
 
 import json
