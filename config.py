@@ -110,12 +110,13 @@ class Config:
     """Train; False tests a trained model on the test set."""
     epochs: int = 30
     """Passes over the training images."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """Adam, or the paper's stochastic gradient descent with momentum."""
+    optimizer: Literal["adam", "muon", "sgd"] = "adam"
+    """Adam; Muon, whose steps are equally long in all directions, for the weights of hidden layers, with Adam for the
+    rest; or the paper's stochastic gradient descent with momentum."""
     init_lr: float = 2e-3
     """Learning rate of the first epoch."""
     momentum: float = 0.9
-    """Momentum of sgd; decay of the running mean of gradients (beta 1) of adam."""
+    """Momentum of sgd and muon; decay of the running mean of gradients (beta 1) of adam."""
     lr_patience: int | None = None
     """None: the learning rate falls to 0 along a half cosine over the epochs. N: it falls tenfold once the validation
     accuracy has not improved for N epochs."""
@@ -125,6 +126,9 @@ class Config:
     """Largest norm of the gradient, to which a larger one is scaled down; 0: any."""
     reinforce_weight: float = 0.3
     """Weight of the REINFORCE term in the hybrid loss."""
+    reward: Literal["correct", "probability"] = "correct"
+    """What a rollout earns: 1 for a right answer and else 0, the paper's; or the probability that it gives to the right
+    class, which is what the former comes to on average if answers are drawn, and less noisy."""
 
     # The run
     compile: Literal["auto", "True", "False"] = "auto"

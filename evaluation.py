@@ -35,6 +35,7 @@ def evaluate(model: nn.Module, loader: Loader, config: Config) -> Metrics:
     """
     model.eval()
     locations = evaluation_locations(config, loader)
+    weighing = {"reinforce_weight": config.reinforce_weight, "reward": config.reward}
     meter = AverageMeter()
     correct = torch.zeros((), dtype=torch.long, device=loader.device)
     begin = 0
@@ -42,7 +43,7 @@ def evaluate(model: nn.Module, loader: Loader, config: Config) -> Metrics:
         share = loader.world.share(count)
         given = locations[:, begin : begin + count][:, share.part]
         rollouts = [model(images, each) for each in given]
-        losses = [hybrid_loss(rollout, labels, reinforce_weight=config.reinforce_weight) for rollout in rollouts]
+        losses = [hybrid_loss(rollout, labels, **weighing) for rollout in rollouts]
         meter.update(torch.stack([torch.stack(terms) for terms in losses]).mean(dim=0), share.images)
         probabilities = torch.stack([rollout.log_probs.exp() for rollout in rollouts]).mean(dim=0)
         correct += (probabilities.argmax(dim=-1) == labels)[: share.images].sum()

@@ -37,7 +37,7 @@ class Losses(NamedTuple):
     action: Tensor  # (), cross-entropy of the class
     baseline: Tensor  # (), squared error of the expected reward
     reinforce: Tensor  # (), minus log pi times advantage; its gradient counts, its value means nothing
-    reward: Tensor  # (), mean reward, which is the accuracy
+    accuracy: Tensor  # (), share of the images that are answered right
 
 
 class RecurrentAttention(nn.Module):
@@ -210,23 +210,26 @@ def log_normal(values: Tensor, means: Tensor, std: Tensor) -> Tensor:
     return -squares / 2 - values.shape[-1] * (std.log() + math.log(2 * math.pi) / 2)
 
 
-def hybrid_loss(rollout: Rollout, labels: Tensor, *, reinforce_weight: float) -> Losses:
+def hybrid_loss(rollout: Rollout, labels: Tensor, *, reinforce_weight: float, reward: str = "correct") -> Losses:
     """Cross-entropy for what, REINFORCE for where, squared error for the baseline (section 3.2).
 
     Args:
         rollout: of B images.
         labels: (B,), the classes.
         reinforce_weight: weight of the REINFORCE term.
+        reward: "correct", 1 or 0, the paper's, or "probability", the mean of it over answers drawn from the class
+            probabilities.
     """
-    reward = (rollout.log_probs.argmax(-1) == labels).float()  # (B,), R
+    correct = (rollout.log_probs.argmax(-1) == labels).float()  # (B,)
+    rewards = correct if reward == "correct" else rollout.log_probs.detach().exp().gather(1, labels[:, None])[:, 0]  # R
     # The advantage R - b_t weighs log pi; a gradient through b_t would bend the baseline away from E[R].
-    advantage = reward[:, None] - rollout.baselines.detach()  # (B, T - 1)
+    advantage = rewards[:, None] - rollout.baselines.detach()  # (B, T - 1)
     action = F.nll_loss(rollout.log_probs, labels)
-    errors = (rollout.baselines - reward[:, None]).square()
+    errors = (rollout.baselines - rewards[:, None]).square()
     baseline = errors.sum() / max(errors.numel(), 1)  # a single glimpse has no baselines
     reinforce = (-rollout.log_pis * advantage).sum(dim=1).mean()
     total = action + baseline + reinforce_weight * reinforce
-    return Losses(total, action, baseline, reinforce, reward.mean())
+    return Losses(total, action, baseline, reinforce, correct.mean())
 
 
 def first_not_finite(losses: Tensor) -> tuple[int, str, float] | None:

@@ -8,15 +8,54 @@ from torch import nn, optim
 from torch.optim import lr_scheduler
 
 from config import Config
+from model import RecurrentAttention
 
 Scheduler = lr_scheduler.LambdaLR | lr_scheduler.ReduceLROnPlateau
 
 
-def make_optimizer(config: Config, model: nn.Module) -> optim.Optimizer:
-    """Adam, or the paper's stochastic gradient descent with momentum."""
+class MuonAdam(optim.Optimizer):
+    """Muon for weights between hidden layers and Adam for all others, stepped and saved as one optimizer.
+
+    Args:
+        hidden: weights, (n, m) each.
+        others: parameters of any shape.
+        lr: of both; Muon's steps are as long as Adam's usually are.
+        momentum: of both.
+    """
+
+    def __init__(self, hidden: list[nn.Parameter], others: list[nn.Parameter], *, lr: float, momentum: float):
+        # Three Newton-Schulz iterations do as well here as the usual five.
+        muon = optim.Muon(hidden, lr=lr, weight_decay=0, momentum=momentum, ns_steps=3, adjust_lr_fn="match_rms_adamw")
+        adam = optim.Adam(others, lr=lr, betas=(momentum, 0.999), fused=True)
+        self.parts = muon, adam
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+        self._share()
+
+    def _share(self):
+        """Makes the two parts work on this optimizer's groups and states."""
+        for part, group in zip(self.parts, self.param_groups, strict=True):
+            part.param_groups, part.state = [group], self.state
+
+    def step(self):
+        for part in self.parts:
+            part.step()
+
+    def load_state_dict(self, state_dict: dict):
+        super().load_state_dict(state_dict)
+        self._share()
+
+
+def make_optimizer(config: Config, model: RecurrentAttention) -> optim.Optimizer:
+    """Adam, Muon beside Adam, or the paper's stochastic gradient descent with momentum."""
+    lr, momentum = config.init_lr, config.momentum
     if config.optimizer == "sgd":
-        return optim.SGD(model.parameters(), lr=config.init_lr, momentum=config.momentum, fused=True)
-    return optim.Adam(model.parameters(), lr=config.init_lr, betas=(config.momentum, 0.999), fused=True)
+        return optim.SGD(model.parameters(), lr=lr, momentum=momentum, fused=True)
+    if config.optimizer == "muon":
+        hidden = [model.sensor.what.weight, model.sensor.joined.weight]
+        hidden += [weight for weight in model.rnn.parameters() if weight.ndim == 2]
+        others = [p for p in model.parameters() if all(p is not weight for weight in hidden)]
+        return MuonAdam(hidden, others, lr=lr, momentum=momentum)
+    return optim.Adam(model.parameters(), lr=lr, betas=(momentum, 0.999), fused=True)
 
 
 def make_scheduler(config: Config, optimizer: optim.Optimizer) -> Scheduler:

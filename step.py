@@ -42,14 +42,15 @@ class Objective(nn.Module):
     def losses(self, images: Tensor, labels: Tensor, first_locations: Tensor, noise: Tensor) -> Losses:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             rollout = self.model(images, first_locations, noise)
-        return hybrid_loss(rollout, labels, reinforce_weight=self.config.reinforce_weight)
+        config = self.config
+        return hybrid_loss(rollout, labels, reinforce_weight=config.reinforce_weight, reward=config.reward)
 
 
 class TrainingStep:
     """Takes a batch with all its random numbers and moves the weights; nothing in it draws or waits for the device.
 
     Args:
-        config: its batch_size, num_glimpses, reinforce_weight, clip_grad_norm and compile count.
+        config: its batch_size, num_glimpses, reinforce_weight, reward, clip_grad_norm and compile count.
         model: whose weights are moved.
         optimizer: of these weights.
         world: the processes that average their gradients.

@@ -150,14 +150,14 @@ class Trainer:
                 if due or stop or self.step % config.print_freq == 0:
                     self.check_finite(unchecked)
                     unchecked = []
-                    bar.set_postfix(loss=f"{losses.total:.3f}", acc=f"{100 * losses.reward:.1f}")
+                    bar.set_postfix(loss=f"{losses.total:.3f}", acc=f"{100 * losses.accuracy:.1f}")
                 if due or stop:
                     self.save_checkpoint()
                 if stop:
                     raise Interrupted(stop, f"saved at step {self.step} of epoch {self.epoch + 1}")
         self.check_finite(unchecked)
-        *losses, reward = self.meter.mean()
-        return Metrics(*losses, acc=100 * reward, correct=round(reward * self.meter.weight))
+        *losses, accuracy = self.meter.mean()
+        return Metrics(*losses, acc=100 * accuracy, correct=round(accuracy * self.meter.weight))
 
     def check_finite(self, losses: list[Tensor]):
         """Stops at a loss of the latest steps, (terms,) each, that is infinite or not a number, before it is saved.
