@@ -26,7 +26,7 @@ class Examples(NamedTuple):
     centres: Tensor | None = None  # (N, 2), (x, y) in [-1, 1] of what each image shows; None: all in the middle
 
     def take(self, index: Tensor) -> "Examples":
-        return self.map(lambda tensor: tensor[index])
+        return self.map(lambda tensor: tensor.index_select(0, index))  # copies whole images, not bytes one by one
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Examples":
         return Examples(*(None if tensor is None else function(tensor) for tensor in self))

@@ -112,21 +112,25 @@ def receivers(model: RecurrentAttention, loss: torch.Tensor) -> set[str]:
         ("total", {*TRUNK, "locator", "baseliner"}),
     ],
 )
-def test_each_loss_term_trains_its_boxes_and_no_other(model, images, term, boxes):
+@pytest.mark.parametrize("reward", ["correct", "probability"])
+def test_each_loss_term_trains_its_boxes_and_no_other(reward, model, images, term, boxes):
     torch.manual_seed(1)
-    losses = hybrid_loss(model(images), LABELS, reinforce_weight=1.0)
+    losses = hybrid_loss(model(images), LABELS, reinforce_weight=1.0, reward=reward)
     assert receivers(model, getattr(losses, term)) == boxes
 
 
-def test_reinforce_gradient_is_the_papers_estimate(model, images, generator):
+@pytest.mark.parametrize("reward", ["correct", "probability"])
+def test_reinforce_gradient_is_the_papers_estimate(reward, model, images, generator):
     """1/B sum over images and steps of grad log pi * (R - b), taken one location at a time."""
     noise = model.draw_noise(BATCH, images.device, generator)
     first = torch.zeros(BATCH, 2)
     rollout = model(images, first, noise)
-    hybrid_loss(rollout, LABELS, reinforce_weight=1.0).reinforce.backward()
+    hybrid_loss(rollout, LABELS, reinforce_weight=1.0, reward=reward).reinforce.backward()
     gradient = model.locator.mean.bias.grad.clone()
     expected = torch.zeros(2)
     rewards = (rollout.log_probs.argmax(1) == LABELS).float()
+    if reward == "probability":
+        rewards = rollout.log_probs.exp()[range(BATCH), LABELS].detach()
     for i in range(BATCH):
         for t in range(3):
             model.zero_grad()
@@ -135,7 +139,8 @@ def test_reinforce_gradient_is_the_papers_estimate(model, images, generator):
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_hybrid_loss_by_hand():
+@pytest.mark.parametrize("reward, rewards", [("correct", (1, 0)), ("probability", (0.7, 0.4))])
+def test_hybrid_loss_by_hand(reward, rewards):
     rollout = Rollout(
         log_probs=torch.log(torch.tensor([[0.7, 0.3], [0.6, 0.4]])),
         locations=torch.zeros(2, 3, 2),
@@ -143,10 +148,11 @@ def test_hybrid_loss_by_hand():
         baselines=torch.tensor([[0.5, 0.25], [0.5, 1.0]]),
         hiddens=torch.zeros(2, 3, 1),
     )
-    losses = hybrid_loss(rollout, torch.tensor([0, 1]), reinforce_weight=0.1)  # rewards 1 and 0
+    losses = hybrid_loss(rollout, torch.tensor([0, 1]), reinforce_weight=0.1, reward=reward)
+    r, s = rewards
     action = -(np.log(0.7) + np.log(0.4)) / 2
-    baseline = (0.25 + 0.5625 + 0.25 + 1.0) / 4
-    reinforce = -((1 * 0.5 + 2 * 0.75) + (3 * -0.5 + 4 * -1.0)) / 2
+    baseline = ((r - 0.5) ** 2 + (r - 0.25) ** 2 + (s - 0.5) ** 2 + (s - 1) ** 2) / 4
+    reinforce = -(1 * (r - 0.5) + 2 * (r - 0.25) + 3 * (s - 0.5) + 4 * (s - 1)) / 2
     expected = [action + baseline + 0.1 * reinforce, action, baseline, reinforce, 0.5]
     np.testing.assert_allclose([term.item() for term in losses], expected, rtol=1e-6)
 

@@ -82,7 +82,7 @@ TASKS = {
     "digits": [],
     "canvas": ["--canvas_size=34", "--num_clutter=2"],
     "sgd": ["--optimizer=sgd", "--init_lr=0.01", "--clip_grad_norm=1"],
-    "plateau": ["--lr_patience=0"],
+    "plateau": ["--lr_patience=0", "--optimizer=muon"],
     "scales": ["--num_patches=2", "--glimpse_scale=2", "--locator_hidden=0", "--scan_radius=0"],
     "lstm": ["--core=lstm", "--core_init=identity"],
 }

@@ -89,7 +89,9 @@ def test_best_is_the_epoch_with_the_best_validation(run):
     assert trainer.evaluate(loaders[1]).acc == max(accuracies)
 
 
-@pytest.mark.parametrize("recipe", [["--optimizer=adam"], ["--optimizer=sgd"], ["--lr_patience=0"]])
+@pytest.mark.parametrize(
+    "recipe", [["--optimizer=adam"], ["--optimizer=muon"], ["--optimizer=sgd"], ["--lr_patience=0"]]
+)
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, recipe, monkeypatch):
     straight = run("--epochs=4", "--run_name=straight", *recipe)
     # Stopped after two of four epochs, as by a kill: the schedule must know of four.
