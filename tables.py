@@ -17,7 +17,8 @@ from config import Config
 
 ROOT = Path(__file__).parent
 BEGIN, END = "<!-- {}: written by tables.py -->\n", "<!-- end of {} -->"
-LEARNED, CENTRE, LSTM = "learned", "learned, the paper's start", "learned, LSTM core"
+LEARNED, CENTRE = "learned", "learned, the paper's start"
+LSTM, MUON = "learned, LSTM core", "learned, LSTM core, Muon"
 SCAN, RANDOM, ORACLE = "fixed scan", "random", "oracle"
 
 
@@ -53,11 +54,13 @@ ROWS = (
     Row("cluttered60", 6, nips=4.08),
     Row("cluttered60", 8, arxiv=5.23, nips=4.04, others=f"{TFRAM} 2.63"),
     Row("cluttered60", 8, LSTM),
+    Row("cluttered60", 8, MUON),
     Row("cluttered60", 8, RANDOM, nips=14.4),
     Row("cluttered60", 8, ORACLE),
     Row("cluttered100", 4, arxiv=14.95, nips=9.41),
     Row("cluttered100", 6, arxiv=11.58, nips=8.31),
     Row("cluttered100", 8, arxiv=10.83, others=f"{TFRAM} 5.9"),
+    Row("cluttered100", 8, MUON),
 )  # fmt: skip
 
 
@@ -76,7 +79,7 @@ def kind_of(config: dict) -> str:
     if config["policy"] != "learned":
         return {"scan": SCAN, "random": RANDOM, "oracle": ORACLE}[config["policy"]]
     if config.get("core") == "lstm":  # settings of runs before there was a choice have no core
-        return LSTM
+        return MUON if config.get("optimizer") == "muon" else LSTM
     return LEARNED if config["scan_radius"] else CENTRE
 
 
