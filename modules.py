@@ -88,7 +88,7 @@ class Retina(nn.Module):
         """The glimpses of a prepared batch; arguments and result as `forward`."""
         columns = ((locations[:, 0] + 1) / 2 * scene.width).floor().long()  # (B,)
         rows = ((locations[:, 1] + 1) / 2 * scene.height).floor().long()
-        patches = [self._crop(scene, rows, columns, self.patch_size)]
+        patches = [self._crop(scene, rows, columns)]
         if scene.sums is None:
             patches += [self._pool(scene, rows, columns, cell) for cell in self.cells[1:]]
         else:
@@ -99,11 +99,10 @@ class Retina(nn.Module):
             patches.append(cells.to(patches[0].dtype).transpose(1, 2))
         return torch.cat([patch.flatten(1) for patch in patches], dim=1)
 
-    def _crop(self, scene: Scene, rows: Tensor, columns: Tensor, size: int) -> Tensor:
-        """The pixels of a patch as they are: (B, C, size, size), 0 outside the image."""
-        offsets = torch.arange(size, device=rows.device) - size // 2
-        rows, columns = rows[:, None] + offsets, columns[:, None] + offsets  # (B, size)
-        inside_rows, inside_columns = (rows >= 0) & (rows < scene.height), (columns >= 0) & (columns < scene.width)
+    def _crop(self, scene: Scene, rows: Tensor, columns: Tensor) -> Tensor:
+        """The pixels of the finest patch: (B, C, g, g), 0 outside the image."""
+        rows, inside_rows = _span(rows, self.patch_size, scene.height)
+        columns, inside_columns = _span(columns, self.patch_size, scene.width)
         rows, columns = rows.clamp(0, scene.height - 1), columns.clamp(0, scene.width - 1)
         inside = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
         pixels = _read(scene.pixels, rows, columns, scene.width)
@@ -117,10 +116,8 @@ class Retina(nn.Module):
         """
         batch, channels, _ = scene.pixels.shape
         size, cells = self.patch_size * cell, (self.patch_size, cell)
-        offsets = torch.arange(size, device=rows.device) - size // 2
-        rows, columns = rows[:, None] + offsets, columns[:, None] + offsets  # (B, size)
-        inside_rows, inside_columns = (rows >= 0) & (rows < scene.height), (columns >= 0) & (columns < scene.width)
-
+        rows, inside_rows = _span(rows, size, scene.height)
+        columns, inside_columns = _span(columns, size, scene.width)
         length = min(size, scene.width)  # of what is copied of a row
         first = columns[:, :1].clamp(0, scene.width - length)  # where it begins, (B, 1)
         planes = torch.arange(batch * channels, device=rows.device).view(batch, channels, 1)
@@ -137,6 +134,12 @@ class Retina(nn.Module):
 def normalized(pixels: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
     """Pixels (..., C, h, w): uint8 by the mean and std of numbers from 0 to 1; others are normalised already."""
     return pixels if pixels.dtype != torch.uint8 else (pixels.float() - 255 * mean) / (255 * std)
+
+
+def _span(centres: Tensor, size: int, end: int) -> tuple[Tensor, Tensor]:
+    """The rows, or columns, of patches around centres (B,), and which are in an image of so many: (B, size) each."""
+    lines = centres[:, None] + torch.arange(size, device=centres.device) - size // 2
+    return lines, (lines >= 0) & (lines < end)
 
 
 def _read(planes: Tensor, rows: Tensor, columns: Tensor, width: int) -> Tensor:
