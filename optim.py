@@ -16,6 +16,9 @@ Scheduler = lr_scheduler.LambdaLR | lr_scheduler.ReduceLROnPlateau
 class MuonAdam(optim.Optimizer):
     """Muon for weights between hidden layers and Adam for all others, stepped and saved as one optimizer.
 
+    Muon orthogonalises the running mean of a weight's gradients (Jordan et al. 2024, "Muon: an optimizer for hidden
+    layers in neural networks").
+
     Args:
         hidden: weights, (n, m) each.
         others: parameters of any shape.

@@ -1,0 +1,49 @@
+"""Muon beside Adam, as one optimizer."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import optim
+
+from config import Config
+from model import RecurrentAttention
+from optim import make_optimizer, make_scheduler, step_scheduler
+
+CONFIG = Config(optimizer="muon", init_lr=3e-3, momentum=0.8, epochs=4, num_glimpses=3)
+
+
+def step(model: RecurrentAttention, *optimizers: optim.Optimizer):
+    """One step along gradients that depend on the weights alone."""
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    sum((parameter**2).sum() + parameter.sin().sum() for parameter in model.parameters()).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+@pytest.mark.parametrize("core", ["relu", "lstm"])
+def test_muon_steps_the_hidden_weights_and_adam_the_rest_at_one_rate(core):
+    config = replace(CONFIG, core=core)
+    torch.manual_seed(0)
+    model = RecurrentAttention(**config.model_args(1, 10))
+    twin = copy.deepcopy(model)
+    optimizer = make_optimizer(config, model)
+    scheduler = make_scheduler(config, optimizer)
+    hidden = {"sensor.what.weight", "sensor.joined.weight", "rnn.from_glimpse.weight", "rnn.from_hidden.weight",
+              "rnn.cell.weight_ih", "rnn.cell.weight_hh"}  # fmt: skip
+    muons, adams = [], []
+    for name, parameter in twin.named_parameters():
+        (muons if name in hidden else adams).append(parameter)
+    assert len(muons) == 4
+    muon = optim.Muon(muons, weight_decay=0, momentum=0.8, ns_steps=3, adjust_lr_fn="match_rms_adamw")
+    adam = optim.Adam(adams, betas=(0.8, 0.999), fused=True)
+    for rate in (3e-3, 3e-3 * (1 + 0.5**0.5) / 2, 1.5e-3):
+        for group in muon.param_groups + adam.param_groups:
+            group["lr"] = rate
+        step(model, optimizer)
+        step(twin, muon, adam)
+        step_scheduler(scheduler, valid_acc=50.0)
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
