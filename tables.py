@@ -18,7 +18,8 @@ from config import Config
 ROOT = Path(__file__).parent
 BEGIN, END = "<!-- {}: written by tables.py -->\n", "<!-- end of {} -->"
 LEARNED, CENTRE = "learned", "learned, the paper's start"
-LSTM, MUON, LSTM_MUON = "learned, LSTM core", "learned, Muon", "learned, LSTM core, Muon"
+LSTM = "learned, LSTM core"
+MUON, LSTM_MUON = f"{LEARNED}, Muon", f"{LSTM}, Muon"
 SCAN, RANDOM, ORACLE = "fixed scan", "random", "oracle"
 
 
