@@ -88,8 +88,10 @@ class Config:
     std: float = 0.1
     """Standard deviation of the policy's Gaussian; a location spans -1 to 1 across the image."""
     std_start: float = 0.0
-    """Standard deviation of the policy in the first epoch, from which it falls to std in equal steps until 7 epochs of
-    10 are done: first look around, then aim. 0: std throughout."""
+    """Standard deviation of the policy in the first epoch, from which it falls to std in equal steps: first look
+    around, then aim. 0: std throughout."""
+    std_share: float = 0.7
+    """Share of the epochs in which it falls."""
     M: int = 1
     """Rollouts per image in validation and test, whose class probabilities are averaged."""
 
@@ -122,6 +124,9 @@ class Config:
     accuracy has not improved for N epochs."""
     train_patience: int = 50
     """Stop once the validation accuracy has not improved for this many epochs."""
+    ema_decay: float = 0.998
+    """Decay of the exponential average of the weights over the steps, which is what is validated, kept and tested; it
+    is lower in the first steps. 0: the weights as they are."""
     clip_grad_norm: float = 0.0
     """Largest norm of the gradient, to which a larger one is scaled down; 0: any."""
     reinforce_weight: float = 0.3
@@ -180,11 +185,13 @@ class Config:
         self._require("lr_patience", self.lr_patience is None or self.lr_patience >= 0, "None or at least 0")
         for name in ("std", "init_lr"):
             self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
+        self._require("std_share", 0 < self.std_share <= 1, "above 0 and at most 1")
         self._require("valid_size", 0 < self.valid_size < 1, "above 0 and below 1")
         self._require("scan_radius", 0 <= self.scan_radius < 1, "at least 0 and below 1")
         self._require("policy", self.policy != "scan" or self.scan_radius, "another where --scan_radius= is 0")
         self._require("policy", self.policy != "oracle" or self.canvas_size, "another without a --canvas_size=")
-        self._require("momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
+        for name in ("momentum", "ema_decay"):
+            self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         for name in ("reinforce_weight", "clip_grad_norm", "std_start"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "a finite number of at least 0")
         self._require("num_clutter", self.canvas_size or not self.num_clutter, "0 without a --canvas_size=")

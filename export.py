@@ -11,7 +11,7 @@ from pathlib import Path
 from config import InputError, config_of, params_json, parse_flags
 from runs import load_checkpoint, save_checkpoint, write_whole
 
-OF_TRAINING = {"optim_state": {}, "scheduler_state": {}, "meter": {}, "random_states": []}
+OF_TRAINING = {"trained_state": {}, "optim_state": {}, "scheduler_state": {}, "meter": {}, "random_states": []}
 
 
 @dataclass(frozen=True)

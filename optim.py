@@ -1,4 +1,4 @@
-"""How the weights are stepped: the optimizer, and the learning rate and the policy's std from epoch to epoch."""
+"""How the weights are stepped and averaged, and the learning rate and the policy's std from epoch to epoch."""
 
 import copy
 import math
@@ -6,6 +6,7 @@ import math
 import torch
 from torch import nn, optim
 from torch.optim import lr_scheduler
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from config import Config
 from model import RecurrentAttention
@@ -61,6 +62,19 @@ def make_optimizer(config: Config, model: RecurrentAttention) -> optim.Optimizer
     return optim.Adam(model.parameters(), lr=lr, betas=(momentum, 0.999), fused=True)
 
 
+def average_weights(average: nn.Module, model: nn.Module, decay: float, steps: int):
+    """Takes a model's weights into their exponential average (Polyak and Juditsky 1992, "Acceleration of stochastic
+    approximation by averaging").
+
+    Args:
+        average: in place: decay * average + (1 - decay) * model.
+        decay: at most; lower at first, so that the average spans about a tenth of the steps done.
+        steps: done, at least 1.
+    """
+    decay = min(decay, (1 + steps) / (10 + steps))
+    get_ema_multi_avg_fn(decay)(list(average.parameters()), list(model.parameters()), None)
+
+
 def make_scheduler(config: Config, optimizer: optim.Optimizer) -> Scheduler:
     """A half cosine over config.epochs, or a tenfold cut where the validation accuracy stays on a plateau."""
     if config.lr_patience is not None:
@@ -80,7 +94,7 @@ def policy_std(config: Config, epoch: int) -> float:
     """The policy's standard deviation in an epoch, counted from 0; see `Config.std_start`."""
     if not config.std_start:
         return config.std
-    done = min(epoch / (0.7 * config.epochs), 1)
+    done = min(epoch / (config.std_share * config.epochs), 1)
     return config.std_start + done * (config.std - config.std_start)
 
 

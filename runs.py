@@ -22,13 +22,14 @@ from filelock import FileLock, Timeout
 
 from config import Config, InputError, params_json
 
-FORMAT = 1  # of checkpoints; a newer one is refused
+FORMAT = 2  # of checkpoints; a newer one is refused
 CHECKPOINT_KEYS = {
     "format": int,
     "epoch": int,  # epochs done
     "step": int,  # steps done of the epoch under way
     "meter": dict,  # training metrics of those steps
-    "model_state": dict,
+    "model_state": dict,  # what is tested: the average of the weights over the steps
+    "trained_state": dict,  # the weights themselves, which training goes on with
     "optim_state": dict,
     "scheduler_state": dict,
     "best_valid_acc": float,
@@ -142,7 +143,9 @@ def load_checkpoint(path: str | Path) -> dict:
         raise InputError(
             f"{path} has format {checkpoint['format']}, and this version reads up to {FORMAT}: use the newer version"
         )
-    checkpoint.setdefault("processes", 1)  # as it was before there could be more
+    # As it was before there could be more processes, or an average.
+    checkpoint.setdefault("processes", 1)
+    checkpoint.setdefault("trained_state", checkpoint.get("model_state"))
     for key, kind in CHECKPOINT_KEYS.items():
         if not isinstance(checkpoint.get(key), kind):
             raise InputError(f"{path} is not a whole checkpoint: its {key} is not of type {kind.__name__}")

@@ -4,6 +4,7 @@ trainer = Trainer(config, (train_loader, valid_loader), torch.device("cpu"))
 trainer.train()
 """
 
+import copy
 import time
 from dataclasses import asdict
 
@@ -16,7 +17,7 @@ from data_loader import Batch, Loader, save_samples
 from evaluation import Metrics, evaluate, evaluation_locations
 from glimpses import NUM_SAVED, look, save_glimpses
 from model import Losses, RecurrentAttention, draw_first_locations, first_not_finite
-from optim import load_states, make_optimizer, make_scheduler, policy_std, step_scheduler
+from optim import average_weights, load_states, make_optimizer, make_scheduler, policy_std, step_scheduler
 from policies import given_locations
 from runs import append_metrics, check_latest, open_run, record_test, save_checkpoint
 from step import TrainingStep
@@ -66,6 +67,7 @@ class Trainer:
         else:
             self.model_args = config.model_args(self.spec.num_channels, len(self.spec.classes))
             self.model = RecurrentAttention(**self.model_args).normalize_by(self.spec.mean, self.spec.std).to(device)
+        self.average = copy.deepcopy(self.model)  # of its weights over the steps: what is validated, kept and tested
         self.optimizer = make_optimizer(config, self.model)
         self.scheduler = make_scheduler(config, self.optimizer)
         self.descend = TrainingStep(config, self.model, self.optimizer, self.world)
@@ -132,7 +134,8 @@ class Trainer:
         """One pass over the training images, or what is left of it."""
         config = self.config
         self.model.train()
-        self.model.std.fill_(policy_std(config, self.epoch))
+        for model in (self.model, self.average):
+            model.std.fill_(policy_std(config, self.epoch))
         self.train_loader.set_epoch(self.epoch)
         title = f"Epoch {self.epoch + 1}/{config.epochs}"
         unchecked = []  # losses since the last look at them
@@ -142,6 +145,8 @@ class Trainer:
                 generator = make_generator(Stream.ROLLOUT, config.random_seed, self.epoch, self.step, self.device)
                 losses = self.train_step(batch, generator)
                 self.step += 1
+                steps = self.epoch * len(self.train_loader) + self.step
+                average_weights(self.average, self.model, config.ema_decay, steps)
                 unchecked.append(torch.stack(losses).detach())
                 self.meter.update(unchecked[-1], batch.count)
                 bar.update(batch.count)
@@ -186,7 +191,7 @@ class Trainer:
         return self.world.mean(losses, share.weight)
 
     def evaluate(self, loader: Loader) -> Metrics:
-        return evaluate(self.model, loader, self.config)
+        return evaluate(self.average, loader, self.config)
 
     def test(self) -> Metrics:
         """Prints and returns the test set's metrics, and records the run in test.json beside its checkpoints."""
@@ -218,10 +223,10 @@ class Trainer:
 
     def save_glimpses(self, writer):
         """Logs where the model looks in the first validation batch, and saves some of it for plot_glimpses.py."""
-        self.model.eval()
+        self.average.eval()
         batch = next(iter(self.valid_loader))
         given = evaluation_locations(self.config, self.valid_loader)[0, : len(batch.labels)]
-        glimpses = look(self.model, batch, given, self.valid_loader)
+        glimpses = look(self.average, batch, given, self.valid_loader)
         save_glimpses(self.config.run_plots / f"glimpses_{self.epoch}.npz", glimpses.take(slice(NUM_SAVED)))
         writer.add_glimpses(glimpses, self.epoch)
 
@@ -234,7 +239,8 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "meter": self.meter.state_dict(),
-            "model_state": self.model.state_dict(),
+            "model_state": self.average.state_dict(),
+            "trained_state": self.model.state_dict(),
             "optim_state": self.optimizer.state_dict(),
             "scheduler_state": self.scheduler.state_dict(),
             "best_valid_acc": self.best_valid_acc,
@@ -268,6 +274,7 @@ class Trainer:
             if min(self.epoch, self.step, self.epochs_since_best) < 0:
                 raise ValueError("it counts below 0")
             self.meter.load_state_dict(checkpoint["meter"], len(Losses._fields), self.device)
+            self.model.load_state_dict(checkpoint["trained_state"])
             load_states(self.config, self.model, self.optimizer, self.scheduler, checkpoint)
             restore_random_states(checkpoint["random_states"])
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""Muon beside Adam, as one optimizer."""
+"""Muon beside Adam, as one optimizer; the average of the weights."""
 
 import copy
 from dataclasses import replace
@@ -9,7 +9,7 @@ from torch import optim
 
 from config import Config
 from model import RecurrentAttention
-from optim import make_optimizer, make_scheduler, step_scheduler
+from optim import average_weights, make_optimizer, make_scheduler, step_scheduler
 
 CONFIG = Config(optimizer="muon", init_lr=3e-3, momentum=0.8, epochs=4, num_glimpses=3)
 
@@ -47,3 +47,17 @@ def test_muon_steps_the_hidden_weights_and_adam_the_rest_at_one_rate(core):
         step_scheduler(scheduler, valid_acc=50.0)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_the_average_is_of_the_latest_tenth_of_the_weights_at_first_and_then_exponential():
+    average, model = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    expected = average.bias.item()
+    for steps in range(1, 31):
+        with torch.no_grad():
+            model.bias.fill_(steps)
+        average_weights(average, model, 0.7, steps)
+        share = max(9 / (10 + steps), 0.3)  # of the newest weights, from step 20 on 1 - 0.7
+        expected += share * (steps - expected)
+        assert average.bias.item() == pytest.approx(expected, rel=1e-5)
+    average_weights(average, model, 0.0, 31)
+    assert torch.equal(average.bias, model.bias)

@@ -291,7 +291,7 @@ class TestBadCheckpoints:
             patched.setattr(runs, "FORMAT", 99)
             run("--epochs=1")
         assert run_command([*flags, "--resume=True"]) == 1
-        assert "has format 99, and this version reads up to 1" in capsys.readouterr().err
+        assert "has format 99, and this version reads up to 2" in capsys.readouterr().err
 
     def test_a_folder_in_its_place_is_named(self, run, flags, capsys):
         config = run("--epochs=1")

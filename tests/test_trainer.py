@@ -173,7 +173,7 @@ def test_several_rollouts_average_probabilities_not_their_logarithms(run):
             none = torch.zeros(len(images), 0)
             return Rollout(torch.tensor(next(answers)).log().expand(len(images), 3), starts[:, None], *[none] * 3)
 
-    trainer.model = Stub()
+    trainer.average = Stub()
     labels = loaders[1].examples.labels % 3
     loaders[1].examples = loaders[1].examples._replace(labels=labels)
     assert trainer.evaluate(loaders[1]).correct == (labels == 1).sum()
@@ -234,7 +234,35 @@ def test_std_falls_from_std_start_to_std_and_stays(run):
     assert stds[7:] == pytest.approx([0.1, 0.1, 0.1])
     np.testing.assert_allclose(np.diff(stds[:8]), -0.4 / 7)
     assert [policy_std(Config(std=0.1), epoch) for epoch in range(30)] == [0.1] * 30
+    sooner = [policy_std(Config(std=0.1, std_start=0.5, std_share=0.2, epochs=10), epoch) for epoch in range(10)]
+    assert sooner[:4] == pytest.approx([0.5, 0.3, 0.1, 0.1])
 
     quiet, loud = (run("--epochs=1", f"--std_start={std}", f"--run_name={std}") for std in (0, 1))
     first, second = (load_checkpoint(config.run_dir / "last.pt")["model_state"] for config in (quiet, loud))
     assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_is_validated_and_kept_is_the_average_of_the_weights(run):
+    config = run("--epochs=2", "--ema_decay=0.9")
+    checkpoint = load_checkpoint(config.run_dir / "last.pt")
+    last, average = checkpoint["trained_state"], checkpoint["model_state"]
+    assert all(not torch.equal(last[name], average[name]) for name in last)
+    loaders = get_train_valid_loader(config, torch.device("cpu"))
+    trainer = Trainer(config, loaders, torch.device("cpu"), checkpoint)
+    assert_same(dict(trainer.average.state_dict()), dict(average))
+    assert trainer.evaluate(loaders[1]).acc == metrics_of(config)[-1]["valid"]["acc"]
+
+    plain = load_checkpoint(run("--epochs=2", "--ema_decay=0", "--run_name=plain").run_dir / "last.pt")
+    assert_same(dict(plain["model_state"]), dict(plain["trained_state"]))
+    assert_same(dict(last), dict(plain["trained_state"]))  # it changes nothing about the training
+
+
+def test_a_checkpoint_of_before_there_was_an_average_goes_on(run):
+    straight = run("--epochs=2", "--ema_decay=0", "--run_name=straight")
+    parts = run("--epochs=2", "--ema_decay=0", "--run_name=parts", "--stop_after_epoch=1")
+    path = parts.run_dir / "last.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({**{name: checkpoint[name] for name in checkpoint if name != "trained_state"}, "format": 1}, path)
+    run("--resume=True", "--run_name=parts")
+    first, second = (load_checkpoint(config.run_dir / "last.pt")["model_state"] for config in (straight, parts))
+    assert_same(dict(first), dict(second))
