@@ -3,24 +3,25 @@
     cp ckpt/mine/test.json results/mnist_6_seed1.json    # what tests left beside a run's checkpoints
     make tables
 
-A line is the mean over the runs of an experiment with one number of epochs; records in results/ of the same experiment
-and epochs must differ in nothing but their seed. The numbers beside it were published or quoted by others.
+A line is the mean over the runs that differ in nothing but their seed. The numbers beside it were published or quoted
+by others.
 """
 
 import json
 import statistics
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from config import Config
+from config import FREE_ON_RESUME, TASKS, Config
 
 ROOT = Path(__file__).parent
 BEGIN, END = "<!-- {}: written by tables.py -->\n", "<!-- end of {} -->"
-LEARNED, CENTRE = "learned", "learned, the paper's start"
-LSTM = "learned, LSTM core"
-MUON, LSTM_MUON = f"{LEARNED}, Muon", f"{LSTM}, Muon"
-SCAN, RANDOM, ORACLE = "fixed scan", "random", "oracle"
+# What runs did that were recorded before there was a choice.
+BEFORE = {"core": "relu", "core_init": "uniform", "reward": "correct", "std_share": 0.7, "ema_decay": 0.0}
+# Settings that are no flags of a line: they have columns of their own, or change no number but by rounding.
+ASIDE = {*FREE_ON_RESUME, "task", "num_glimpses", "random_seed", "compile"}
 
 
 class Row(NamedTuple):
@@ -28,7 +29,7 @@ class Row(NamedTuple):
 
     task: str
     glimpses: int
-    policy: str = LEARNED
+    policy: str = "learned"
     arxiv: float | None = None  # the paper's first version on arXiv
     nips: float | None = None  # the paper as published at NIPS 2014
     others: str = ""
@@ -41,61 +42,53 @@ ROWS = (
     Row("mnist", 4, arxiv=1.73, nips=1.54),
     Row("mnist", 5, nips=1.34),
     Row("mnist", 6, arxiv=1.29, nips=1.12, others=f"{ORIGINAL} 1.21"),
+    Row("mnist", 6, "scan"),
+    Row("mnist", 6, "random"),
     Row("mnist", 7, nips=1.07, others=f"{TORCH} 0.85"),
-    Row("mnist", 6, CENTRE, arxiv=1.29, nips=1.12, others=f"{ORIGINAL} 1.21"),
-    Row("mnist", 6, SCAN),
-    Row("mnist", 6, RANDOM),
     Row("fashion", 6),
     Row("translated60", 4, arxiv=2.29, nips=1.54),
     Row("translated60", 6, arxiv=1.86, nips=1.22),
     Row("translated60", 8, arxiv=1.84, nips=1.20, others=f"{TFRAM} 0.94; {TORCH} (7 glimpses) 0.92"),
-    Row("translated60", 8, LSTM),
-    Row("translated60", 8, ORACLE),
+    Row("translated60", 8, "oracle"),
     Row("cluttered60", 4, arxiv=7.1, nips=4.96),
     Row("cluttered60", 6, nips=4.08),
     Row("cluttered60", 8, arxiv=5.23, nips=4.04, others=f"{TFRAM} 2.63"),
-    Row("cluttered60", 8, MUON),
-    Row("cluttered60", 8, LSTM),
-    Row("cluttered60", 8, LSTM_MUON),
-    Row("cluttered60", 8, RANDOM, nips=14.4),
-    Row("cluttered60", 8, ORACLE),
+    Row("cluttered60", 8, "random", nips=14.4),
+    Row("cluttered60", 8, "oracle"),
     Row("cluttered100", 4, arxiv=14.95, nips=9.41),
     Row("cluttered100", 6, arxiv=11.58, nips=8.31),
     Row("cluttered100", 8, arxiv=10.83, others=f"{TFRAM} 5.9"),
-    Row("cluttered100", 8, LSTM_MUON),
 )  # fmt: skip
 
 
 def read_records(folder: Path) -> dict[tuple[str, int, str], list[dict]]:
-    """The records that tests wrote, by task, glimpses and kind."""
+    """The records that tests wrote, by task, glimpses and policy."""
     records = defaultdict(list)
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text())
-        config = record["config"]
-        records[config["task"], config["num_glimpses"], kind_of(config)].append(record)
+        config = record["config"] = {**BEFORE, **record["config"]}
+        records[config["task"], config["num_glimpses"], config["policy"]].append(record)
     return records
 
 
-def kind_of(config: dict) -> str:
-    """What a row calls the runs with these settings."""
-    if config["policy"] != "learned":
-        return {"scan": SCAN, "random": RANDOM, "oracle": ORACLE}[config["policy"]]
-    kind = LEARNED if config["scan_radius"] else CENTRE
-    if config.get("core") == "lstm":  # settings of runs before there was a choice have no core
-        kind = LSTM
-    return f"{kind}, Muon" if config["optimizer"] == "muon" else kind
+def flags_of(config: dict) -> str:
+    """The flags by which a run's settings differ from its task's own."""
+    default = asdict(Config(task=config["task"], **TASKS[config["task"]]))
+    changed = {name: config[name] for name in default if name not in ASIDE and config[name] != default[name]}
+    return " ".join(f"--{name}={value:g}" if isinstance(value, float) else f"--{name}={value}"
+                    for name, value in changed.items())  # fmt: skip
 
 
 def results_table(folder: Path) -> str:
     """Every row of the paper, and ours: Markdown."""
-    heads = ("task", "glimpses", "where to look", "seeds", "epochs", "minutes a run", "validation", "**test, M = 1**",
+    heads = ("task", "glimpses", "flags", "seeds", "epochs", "minutes a run", "validation", "**test, M = 1**",
              "test, M = 10", "paper, arXiv", "paper, NIPS", "others")  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     records = read_records(folder)
     for row in ROWS:
         published = [number(row.arxiv), number(row.nips), row.others or "-"]
-        for ours in [numbers(runs) for runs in by_epochs(records[row.task, row.glimpses, row.policy])] or [["-"] * 6]:
-            lines.append(f"| {' | '.join([row.task, str(row.glimpses), row.policy, *ours, *published])} |")
+        for ours in [numbers(runs) for runs in alike(records[row.task, row.glimpses, row.policy])] or [["-"] * 7]:
+            lines.append(f"| {' | '.join([row.task, str(row.glimpses), *ours, *published])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -105,7 +98,8 @@ def pace_table(folder: Path) -> str:
         "| validation error at or under | runs that reached it | epochs | seconds of training |",
         "|" + " --- |" * 4,
     ]
-    runs = [run for run in read_records(folder)["mnist", 6, LEARNED] if run["config"]["epochs"] == Config.epochs]
+    runs = [run for run in read_records(folder)["mnist", 6, "learned"]
+            if not flags_of(run["config"]) and run["config"]["epochs"] == Config.epochs]  # fmt: skip
     for bound in (1.29, 1.12):
         reached = []
         for run in runs:
@@ -116,20 +110,23 @@ def pace_table(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def by_epochs(runs: list[dict]) -> list[list[dict]]:
-    """The runs of each number of epochs, fewest first."""
+def alike(runs: list[dict]) -> list[list[dict]]:
+    """The runs of each set of flags and number of epochs, the plainest first."""
     groups = defaultdict(list)
     for run in runs:
-        groups[run["config"]["epochs"]].append(run)
-    return [groups[epochs] for epochs in sorted(groups)]
+        flags = flags_of(run["config"])
+        groups[flags.count("--"), flags, run["config"]["epochs"]].append(run)
+    return [groups[key] for key in sorted(groups)]
 
 
 def numbers(runs: list[dict]) -> list[str]:
-    """What a line says of its runs."""
+    """What a line says of its runs, which are alike."""
+    flags, epochs = flags_of(runs[0]["config"]), runs[0]["config"]["epochs"]
     minutes = statistics.mean(sum(run["seconds_per_epoch"]) for run in runs) / 60
     valid = spread([100 - run["best_valid_acc"] for run in runs])
     single, several = (spread(errors(runs, m)) for m in (1, 10))
-    return [f"{len(runs)}", f"{runs[0]['config']['epochs']}", f"{minutes:.1f}", valid, f"**{single}**", several]
+    counts = f"`{flags}`" if flags else "-", f"{len(runs)}", f"{epochs}", f"{minutes:.1f}"
+    return [*counts, valid, f"**{single}**", several]
 
 
 def errors(runs: list[dict], m: int) -> list[float]:

@@ -1,6 +1,7 @@
 """The README says what is true."""
 
 import dataclasses
+import json
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from config import Config
 from plot_glimpses import PlotConfig
 from sweep_config import SweepConfig
-from tables import with_tables
+from tables import results_table, with_tables
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -21,6 +22,21 @@ README = (ROOT / "README.md").read_text()
 def test_the_table_is_what_the_recorded_runs_say():
     assert len(list((ROOT / "results").glob("*.json"))) > 0
     assert with_tables(README, ROOT / "results") == README
+
+
+def test_a_line_is_of_runs_that_differ_in_their_seed_alone(tmp_path):
+    lines = [(1, 0.1, 99.0), (2, 0.1, 97.0), (3, 0.2, 90.0)]
+    for seed, std, acc in lines:
+        settings = dataclasses.asdict(Config(random_seed=seed, std=std, run_name=f"{seed}"))
+        record = {"config": settings, "best_valid_acc": acc, "seconds_per_epoch": [60.0], "valid_acc_per_epoch": [acc],
+                  "tests": {"M=1": {"acc": acc - 0.5}}}  # fmt: skip
+        (tmp_path / f"{seed}.json").write_text(json.dumps(record))
+    table = results_table(tmp_path)
+    assert "| mnist | 6 | - | 2 | 30 | 1.0 | 2.00 ± 1.41 | **2.50 ± 1.41** | - |" in table
+    assert "| mnist | 6 | `--std=0.2` | 1 | 30 | 1.0 | 10.00 | **10.50** | - |" in table
+    del settings["ema_decay"]  # of a run before there was a choice
+    (tmp_path / "3.json").write_text(json.dumps({**record, "config": settings}))
+    assert "| mnist | 6 | `--std=0.2 --ema_decay=0` | 1 |" in results_table(tmp_path)
 
 
 def test_files_and_flags_it_names_exist():
