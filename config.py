@@ -23,11 +23,12 @@ class InputError(ValueError):
     """Something the user can put right: a flag, a file, a folder. The command line prints it as one line."""
 
 
+ADAM = {"optimizer": "adam", "init_lr": 1e-3, "reward": "correct", "reinforce_weight": 0.01}
 WIDE_RETINA = {"patch_size": 12, "num_patches": 3, "glimpse_scale": 2, "num_glimpses": 8, "std_start": 0.3,
-               "init_lr": 1e-3, "reinforce_weight": 0.01, "epochs": 60, "core_init": "identity"}  # fmt: skip
+               "epochs": 60, "core_init": "identity", **ADAM}  # fmt: skip
 TASKS: dict[str, dict] = {
     "mnist": {},
-    "fashion": {"dataset": "fashion", "epochs": 120, "std": 0.05, "init_lr": 1e-3, "reinforce_weight": 0.01},
+    "fashion": {"dataset": "fashion", "epochs": 120, "std": 0.05, **ADAM},
     "digits": {"dataset": "digits", "batch_size": 64, "epochs": 120, "plot_freq": 10},
     "translated60": {**WIDE_RETINA, "canvas_size": 60},
     "cluttered60": {**WIDE_RETINA, "canvas_size": 60, "num_clutter": 4},
@@ -112,9 +113,9 @@ class Config:
     """Train; False tests a trained model on the test set."""
     epochs: int = 30
     """Passes over the training images."""
-    optimizer: Literal["adam", "muon", "sgd"] = "adam"
-    """Adam; Muon, whose steps are equally long in all directions, for the weights of hidden layers, with Adam for the
-    rest; or the paper's stochastic gradient descent with momentum."""
+    optimizer: Literal["muon", "adam", "sgd"] = "muon"
+    """Muon, whose steps are equally long in all directions, for the weights of hidden layers, with Adam for the rest;
+    Adam for all; or the paper's stochastic gradient descent with momentum."""
     init_lr: float = 2e-3
     """Learning rate of the first epoch."""
     momentum: float = 0.9
@@ -131,9 +132,9 @@ class Config:
     """Largest norm of the gradient, to which a larger one is scaled down; 0: any."""
     reinforce_weight: float = 0.3
     """Weight of the REINFORCE term in the hybrid loss."""
-    reward: Literal["correct", "probability"] = "correct"
-    """What a rollout earns: 1 for a right answer and else 0, the paper's; or the probability that it gives to the right
-    class, which is what the former comes to on average if answers are drawn, and less noisy."""
+    reward: Literal["probability", "correct"] = "probability"
+    """What a rollout earns: the probability that it gives to the right class; or 1 for a right answer and else 0, the
+    paper's, which on average is the same if answers are drawn, and noisier."""
 
     # The run
     compile: Literal["auto", "True", "False"] = "auto"

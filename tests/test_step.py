@@ -44,7 +44,8 @@ def train(device: str = "cpu", **settings) -> tuple[torch.Tensor, torch.Tensor]:
     return before, after
 
 
-PLAIN = {"compile": "False", "precision": "float32"}
+# Muon makes directions of hardly any gradient as long as all others, and so what rounding does to them.
+PLAIN = {"compile": "False", "precision": "float32", "optimizer": "adam"}
 # Adam divides each gradient by its own size, so that weights of hardly any gradient go where rounding sends them: in
 # bfloat16 only steps proportional to the gradient can be told to be right.
 SGD = {"optimizer": "sgd", "init_lr": 0.02}
@@ -57,7 +58,7 @@ def plain():
 
 @pytest.fixture(scope="module")
 def plain_sgd():
-    return train(**PLAIN, **SGD)
+    return train(**{**PLAIN, **SGD})
 
 
 def distance(run, plain) -> float:
@@ -67,7 +68,7 @@ def distance(run, plain) -> float:
 
 
 def test_compiled_float32_steps_equal_plain_ones_to_rounding(plain):
-    assert distance(train(compile="True", precision="float32"), plain) < 0.001
+    assert distance(train(**{**PLAIN, "compile": "True"}), plain) < 0.001
 
 
 @pytest.mark.parametrize("compile", ["False", "True"])
