@@ -145,8 +145,6 @@ class Trainer:
                 generator = make_generator(Stream.ROLLOUT, config.random_seed, self.epoch, self.step, self.device)
                 losses = self.train_step(batch, generator)
                 self.step += 1
-                steps = self.epoch * len(self.train_loader) + self.step
-                average_weights(self.average, self.model, config.ema_decay, steps)
                 unchecked.append(torch.stack(losses).detach())
                 self.meter.update(unchecked[-1], batch.count)
                 bar.update(batch.count)
@@ -181,13 +179,15 @@ class Trainer:
             )
 
     def train_step(self, batch: Batch, generator: torch.Generator) -> Losses:
-        """One step of gradient descent; nothing here waits for the device."""
+        """One step of gradient descent, taken into the average; nothing here waits for the device."""
         share = self.world.share(batch.count)
         first_locations = draw_first_locations(batch.count, self.device, generator)[share.part]
         noise = self.model.draw_noise(batch.count, self.device, generator)[:, share.part].contiguous()
         whole = share.part, batch.count
         locations = given_locations(self.config, first_locations, batch.centres, generator, whole)
         losses = self.descend(batch.images, batch.labels, locations, noise, share.weight)
+        steps = self.epoch * len(self.train_loader) + self.step + 1
+        average_weights(self.average, self.model, self.config.ema_decay, steps)
         return self.world.mean(losses, share.weight)
 
     def evaluate(self, loader: Loader) -> Metrics:
