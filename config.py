@@ -267,6 +267,10 @@ FREE_ON_RESUME = (*FREE, "epochs", "train_patience", "save_every_steps")
 FREE_ON_TEST = (*FREE, "batch_size")
 
 
+# What runs did before there was a choice: their saved settings lack these.
+BEFORE = {"core": "relu", "core_init": "uniform", "reward": "correct", "std_share": 0.7, "ema_decay": 0.0}
+
+
 def get_config(argv: list[str] | None = None) -> Config:
     """Parses the command line.
 
@@ -326,13 +330,13 @@ def _read_params(path: Path) -> Config | None:
 
 
 def config_of(settings: dict, path: str | Path) -> Config:
-    """The Config of settings that were read from path.
+    """The Config of settings that were read from path, which may be older than some of the choices.
 
     Raises:
         InputError: they are not a run's.
     """
     try:
-        return Config(**settings)
+        return Config(**{**BEFORE, **settings})
     except TypeError as error:  # no dict, or fields that do not exist
         raise InputError(f"{path} does not hold a run's settings ({error}): restore it, or train anew") from error
 

@@ -14,12 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from config import FREE_ON_RESUME, TASKS, Config
+from config import BEFORE, FREE_ON_RESUME, TASKS, Config
 
 ROOT = Path(__file__).parent
 BEGIN, END = "<!-- {}: written by tables.py -->\n", "<!-- end of {} -->"
-# What runs did that were recorded before there was a choice.
-BEFORE = {"core": "relu", "core_init": "uniform", "reward": "correct", "std_share": 0.7, "ema_decay": 0.0}
 # Settings that are no flags of a line: they have columns of their own, or change no number but by rounding.
 ASIDE = {*FREE_ON_RESUME, "task", "num_glimpses", "random_seed", "compile"}
 

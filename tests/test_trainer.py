@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from config import Config, InputError, get_config
+from config import BEFORE, Config, InputError, get_config
 from data_loader import DataSpec, get_test_loader, get_train_valid_loader
 from main import main
 from model import Rollout
@@ -257,12 +257,17 @@ def test_what_is_validated_and_kept_is_the_average_of_the_weights(run):
     assert_same(dict(last), dict(plain["trained_state"]))  # it changes nothing about the training
 
 
-def test_a_checkpoint_of_before_there_was_an_average_goes_on(run):
-    straight = run("--epochs=2", "--ema_decay=0", "--run_name=straight")
-    parts = run("--epochs=2", "--ema_decay=0", "--run_name=parts", "--stop_after_epoch=1")
+def test_a_run_of_before_there_was_a_choice_goes_on_as_it_was_begun(run):
+    """Its settings lack what is newer, and its checkpoint the weights apart from their average."""
+    old = ["--epochs=2", *[f"--{name}={value}" for name, value in BEFORE.items()]]
+    straight = run(*old, "--run_name=straight")
+    parts = run(*old, "--run_name=parts", "--stop_after_epoch=1")
     path = parts.run_dir / "last.pt"
     checkpoint = torch.load(path, weights_only=True)
-    torch.save({**{name: checkpoint[name] for name in checkpoint if name != "trained_state"}, "format": 1}, path)
+    del checkpoint["trained_state"]
+    torch.save({**checkpoint, "format": 1}, path)
+    settings = json.loads(parts.params_path.read_text())
+    parts.params_path.write_text(json.dumps({name: settings[name] for name in settings if name not in BEFORE}))
     run("--resume=True", "--run_name=parts")
     first, second = (load_checkpoint(config.run_dir / "last.pt")["model_state"] for config in (straight, parts))
     assert_same(dict(first), dict(second))
