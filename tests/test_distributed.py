@@ -23,11 +23,13 @@ from policies import given_locations
 from runs import load_checkpoint
 
 TERMS = ("loss", "loss_action", "loss_baseline", "loss_reinforce")
-# All that a step draws, and batches that leave the last one uneven: 1,295 training images are 20 * 64 + 15.
+# All that a step draws, and batches that leave the last one uneven: 1,295 training images are 20 * 64 + 15. Muon makes
+# directions of hardly any gradient as long as all others, and so what rounding does to them.
 SETTINGS = [
     "--epochs=3",
     "--compile=False",
     "--precision=float32",
+    "--optimizer=adam",
     "--canvas_size=34",
     "--num_clutter=2",
     "--clip_grad_norm=1",
