@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from config import InputError, get_config
 from export import Export, main
 from main import main as train_or_test
 from model import RecurrentAttention
+from runs import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,6 +29,17 @@ def test_a_shipped_model_tests_as_its_run_did_and_is_no_run(run, tmp_path, capsy
         assert capsys.readouterr().out == of_run
     assert {file.name for file in path.parent.iterdir()} == {"digits.pt", "digits.json"}
     assert RecurrentAttention.load(path).num_glimpses == 3
+
+
+def test_half_precision_halves_the_weights_and_rounds_them(run, tmp_path):
+    config = run("--epochs=1")
+    whole, half = (main(Export(str(config.run_dir), str(tmp_path / f"{half}"), half)) for half in (False, True))
+    small, large = (sum(w.nbytes for w in load_checkpoint(path)["model_state"].values()) for path in (half, whole))
+    assert small == large / 2
+    exact, rounded = (RecurrentAttention.load(path).state_dict() for path in (whole, half))
+    assert any(not torch.equal(exact[name], rounded[name]) for name in exact)
+    for name in exact:
+        torch.testing.assert_close(rounded[name], exact[name], rtol=2**-11, atol=2**-24)
 
 
 def test_a_shipped_model_cannot_be_gone_on_with(run, tmp_path):
