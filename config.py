@@ -12,11 +12,9 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
-import tyro
-
-T = TypeVar("T")
+from flags import parse_flags
 
 
 class InputError(ValueError):
@@ -266,8 +264,6 @@ PER_CALL = ("is_train", "resume", "overwrite", "best", "show_sample", "ckpt_dir"
 FREE = (*PER_CALL, "M", "num_workers", "data_dir", "use_gpu", "use_tensorboard", "print_freq", "plot_freq")
 FREE_ON_RESUME = (*FREE, "epochs", "train_patience", "save_every_steps")
 FREE_ON_TEST = (*FREE, "batch_size")
-
-
 # What runs did before there was a choice: their saved settings lack these.
 BEFORE = {"core": "relu", "core_init": "uniform", "reward": "correct", "std_share": 0.7, "ema_decay": 0.0}
 
@@ -305,20 +301,6 @@ def get_config(argv: list[str] | None = None) -> Config:
                 f"leave the flag out, or train another run with --run_name="
             )
     return config
-
-
-def parse_flags(cls: type[T], argv: list[str] | None, default: T, prog: str) -> T:
-    """Parses flags into a dataclass whose field docs are the help.
-
-    tyro draws a box around what a constructor raises; it is given a twin that checks nothing, so that the errors of cls
-    come out as they are.
-    """
-    twin = dataclass(frozen=True)(
-        type(cls.__name__, (cls,), {"__doc__": cls.__doc__, "__post_init__": lambda self: None})
-    )
-    markers = (tyro.conf.FlagConversionOff,)
-    flags = tyro.cli(twin, args=argv, default=twin(**asdict(default)), prog=prog, use_underscores=True, config=markers)
-    return cls(**asdict(flags))
 
 
 def _read_params(path: Path) -> Config | None:

@@ -8,7 +8,8 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from config import InputError, config_of, params_json, parse_flags
+from config import InputError, config_of, params_json
+from flags import parse_flags
 from runs import load_checkpoint, save_checkpoint, write_whole
 
 OF_TRAINING = {"trained_state": {}, "optim_state": {}, "scheduler_state": {}, "meter": {}, "random_states": []}

@@ -14,8 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from averages import accuracy_figure, average, heat_map_figure
-from config import TASKS, Config, InputError, parse_flags
+from config import TASKS, Config, InputError
 from data_loader import get_train_valid_loader
+from flags import parse_flags
 from glimpses import look_at_chosen, open_checkpoint, patch_boxes
 from modules import Retina
 from pictures import BOX_COLOURS, animation, draw_boxes, glimpse_frames, new_figure, png, show, show_patch

@@ -13,7 +13,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import Config, InputError, parse_flags
+from config import Config, InputError
+from flags import parse_flags
 
 DEFAULT_DIR = "./plots/ram_6_8x8_1"
 

@@ -19,9 +19,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config import TASKS, Config, InputError, parse_flags
+from config import TASKS, Config, InputError
 from data_loader import Batch, Loader, describe
 from datasets import Examples
+from flags import parse_flags
 from model import Losses
 from runs import surroundings
 from trainer import Trainer

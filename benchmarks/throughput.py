@@ -26,9 +26,10 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from canvas import WINDOW
-from config import TASKS, Config, InputError, parse_flags
+from config import TASKS, Config, InputError
 from data_loader import Canvas, get_train_valid_loader
 from datasets import Examples
+from flags import parse_flags
 from runs import surroundings
 from step import has_bfloat16
 from trainer import Trainer

@@ -90,6 +90,7 @@ def test_run_names_are_the_original_ones():
     "field, value",
     [("patch_size", 0), ("glimpse_scale", 0), ("num_patches", -1), ("num_glimpses", 0), ("M", 0), ("std", 0.0),
      ("std", float("nan")), ("std", float("inf")), ("valid_size", 0.0), ("valid_size", 1.0), ("momentum", 1.0),
+     ("ema_decay", 1.0), ("std_share", 0.0), ("std_share", 1.1),
      ("init_lr", -1e-3), ("reinforce_weight", -0.1), ("lr_patience", -1), ("train_patience", -1), ("epochs", 0),
      ("random_seed", -1), ("task", "imagenet"), ("epochs", 2.5), ("resume", 1), ("run_name", "a/b"),
      ("run_name", "..")],
