@@ -3,6 +3,8 @@
 args = parse_flags(Export, None, Export(), prog="export.py")
 """
 
+import os
+import sys
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
@@ -21,5 +23,10 @@ def parse_flags(cls: type[T], argv: list[str] | None, default: T, prog: str) -> 
         type(cls.__name__, (cls,), {"__doc__": cls.__doc__, "__post_init__": lambda self: None})
     )
     markers = (tyro.conf.FlagConversionOff,)
-    flags = tyro.cli(twin, args=argv, default=twin(**asdict(default)), prog=prog, use_underscores=True, config=markers)
+    values = twin(**asdict(default))
+    try:
+        flags = tyro.cli(twin, args=argv, default=values, prog=prog, use_underscores=True, config=markers)
+    except BrokenPipeError:  # `--help | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of the pipe as it ends
+        raise SystemExit(1) from None
     return cls(**asdict(flags))

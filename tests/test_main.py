@@ -1,5 +1,6 @@
 """The commands as a user types them: what goes wrong ends with one line and a non-zero exit, and loses nothing."""
 
+import os
 import re
 import resource
 import subprocess
@@ -50,6 +51,17 @@ def test_help_takes_less_than_a_second_and_waits_for_nothing_heavy():
     assert processor_seconds("main.py", "--help") < 1
     heavy = "{'torch', 'torchvision', 'numpy', 'matplotlib', 'sklearn'}"
     processor_seconds("-c", f"import main, sys; assert not {heavy} & sys.modules.keys(), {heavy} & sys.modules.keys()")
+
+
+def test_help_into_a_pipe_that_nobody_reads():
+    end, pipe = os.pipe()
+    os.close(end)
+    try:
+        result = subprocess.run([sys.executable, "main.py", "--help"], stdout=pipe, stderr=subprocess.PIPE, cwd=ROOT)
+    finally:
+        os.close(pipe)
+    assert result.returncode == 1
+    assert not result.stderr
 
 
 def test_the_first_batch_comes_within_six_seconds_of_processor_time(flags):
