@@ -132,6 +132,18 @@ def test_torchrun_trains_as_one_process_of_twice_the_batch_does(flags, run):
     assert {path.name for path in get_config(two).run_plots.iterdir()} == files
 
 
+def test_muon_steps_two_processes_as_one_of_twice_the_batch(server, flags, run):
+    settings = [*SETTINGS, "--optimizer=muon"]
+    one = run(*settings, "--batch_size=64", "--run_name=one")
+    two = [*flags, *settings, "--batch_size=32", "--run_name=two"]
+    assert wait(server, start(server, 2, *two)) == [0, 0]
+    curves = [
+        [line[part]["loss_action"] for line in metrics_of(config) for part in ("train", "valid")]
+        for config in (one, get_config(two))
+    ]
+    assert curves[0] == pytest.approx(curves[1], rel=5e-3)  # a single process of half the batch is off by 7e-2
+
+
 def test_counts_are_exact_where_a_batch_has_fewer_images_than_there_are_processes(server, flags, run, capsys):
     """1,295 training images are 1,293 and 2, the 143 of validation 6 * 21 + 17, the 359 of the test 17 * 21 + 2."""
     one = run(*SETTINGS, "--batch_size=1293", "--run_name=one")
