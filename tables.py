@@ -1,4 +1,4 @@
-"""Writes the README's tables of results from the recorded runs in results/.
+"""Writes the tables of results from the recorded runs in results/: of the README, and of all runs in results/README.md.
 
     cp ckpt/mine/test.json results/mnist_6_seed1.json    # what tests left beside a run's checkpoints
     make tables
@@ -20,6 +20,8 @@ ROOT = Path(__file__).parent
 BEGIN, END = "<!-- {}: written by tables.py -->\n", "<!-- end of {} -->"
 # Settings that are no flags of a line: they have columns of their own, or change no number but by rounding.
 ASIDE = {*FREE_ON_RESUME, "task", "num_glimpses", "random_seed", "compile"}
+# Settings that make another model; all others say how it is trained.
+MODEL = ("core", "scan_radius", "locator_hidden")
 
 
 class Row(NamedTuple):
@@ -77,15 +79,21 @@ def flags_of(config: dict) -> str:
                     for name, value in changed.items())  # fmt: skip
 
 
-def results_table(folder: Path) -> str:
-    """Every row of the paper, and ours: Markdown."""
+def results_table(folder: Path, pick=lambda lines: lines) -> str:
+    """Every row of the paper, and ours: Markdown.
+
+    Args:
+        folder: of the records.
+        pick: which of the lines of a row are shown, each a list of runs.
+    """
     heads = ("task", "glimpses", "flags", "seeds", "epochs", "minutes a run", "validation", "**test, M = 1**",
              "test, M = 10", "paper, arXiv", "paper, NIPS", "others")  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     records = read_records(folder)
     for row in ROWS:
         published = [number(row.arxiv), number(row.nips), row.others or "-"]
-        for ours in [numbers(runs) for runs in alike(records[row.task, row.glimpses, row.policy])] or [["-"] * 7]:
+        lines_of_row = pick(alike(records[row.task, row.glimpses, row.policy]))
+        for ours in [numbers(runs) for runs in lines_of_row] or [["-"] * 7]:
             lines.append(f"| {' | '.join([row.task, str(row.glimpses), *ours, *published])} |")
     return "\n".join(lines) + "\n"
 
@@ -117,14 +125,27 @@ def alike(runs: list[dict]) -> list[list[dict]]:
     return [groups[key] for key in sorted(groups)]
 
 
+def best_of_each_model(lines: list[list[dict]]) -> list[list[dict]]:
+    """Of the lines that train the same model, the one with the lowest validation error."""
+    best = {}
+    for runs in sorted(lines, key=lambda runs: statistics.mean(valid_errors(runs))):
+        best.setdefault(tuple(runs[0]["config"][name] for name in MODEL), runs)
+    return [runs for runs in lines if runs in best.values()]
+
+
 def numbers(runs: list[dict]) -> list[str]:
     """What a line says of its runs, which are alike."""
     flags, epochs = flags_of(runs[0]["config"]), runs[0]["config"]["epochs"]
     minutes = statistics.mean(sum(run["seconds_per_epoch"]) for run in runs) / 60
-    valid = spread([100 - run["best_valid_acc"] for run in runs])
+    valid = spread(valid_errors(runs))
     single, several = (spread(errors(runs, m)) for m in (1, 10))
     counts = f"`{flags}`" if flags else "-", f"{len(runs)}", f"{epochs}", f"{minutes:.1f}"
     return [*counts, valid, f"**{single}**", several]
+
+
+def valid_errors(runs: list[dict]) -> list[float]:
+    """The lowest validation errors, in %."""
+    return [100 - run["best_valid_acc"] for run in runs]
 
 
 def errors(runs: list[dict], m: int) -> list[float]:
@@ -151,10 +172,13 @@ def with_table(page: str, name: str, table: str) -> str:
     return head + begin + table + end + rest.partition(end)[2]
 
 
-def with_tables(page: str, folder: Path) -> str:
-    return with_table(with_table(page, "results", results_table(folder)), "pace", pace_table(folder))
+def with_tables(readme: str, report: str, folder: Path) -> tuple[str, str]:
+    """The README with the best of each model and the pace, and the report of all runs with every line."""
+    readme = with_table(readme, "results", results_table(folder, best_of_each_model))
+    return with_table(readme, "pace", pace_table(folder)), with_table(report, "results", results_table(folder))
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(with_tables(readme.read_text(), ROOT / "results"))
+    pages = ROOT / "README.md", ROOT / "results" / "README.md"
+    for page, text in zip(pages, with_tables(*(page.read_text() for page in pages), ROOT / "results"), strict=True):
+        page.write_text(text)

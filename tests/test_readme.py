@@ -13,15 +13,16 @@ import pytest
 from config import Config
 from plot_glimpses import PlotConfig
 from sweep_config import SweepConfig
-from tables import results_table, with_tables
+from tables import best_of_each_model, results_table, with_tables
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+REPORT = (ROOT / "results" / "README.md").read_text()
 
 
-def test_the_table_is_what_the_recorded_runs_say():
+def test_the_tables_are_what_the_recorded_runs_say():
     assert len(list((ROOT / "results").glob("*.json"))) > 0
-    assert with_tables(README, ROOT / "results") == README
+    assert with_tables(README, REPORT, ROOT / "results") == (README, REPORT)
 
 
 def test_a_line_is_of_runs_that_differ_in_their_seed_alone(tmp_path):
@@ -33,10 +34,15 @@ def test_a_line_is_of_runs_that_differ_in_their_seed_alone(tmp_path):
         (tmp_path / f"{seed}.json").write_text(json.dumps(record))
     table = results_table(tmp_path)
     assert "| mnist | 6 | - | 2 | 30 | 1.0 | 2.00 ± 1.41 | **2.50 ± 1.41** | - |" in table
-    assert "| mnist | 6 | `--std=0.2` | 1 | 30 | 1.0 | 10.00 | **10.50** | - |" in table
+    other = "| mnist | 6 | `--std=0.2` | 1 | 30 | 1.0 | 10.00 | **10.50** | - |"
+    assert other in table
+    best = results_table(tmp_path, best_of_each_model)
+    assert "| mnist | 6 | - | 2 | 30 |" in best and other not in best
     del settings["ema_decay"]  # of a run before there was a choice
     (tmp_path / "3.json").write_text(json.dumps({**record, "config": settings}))
     assert "| mnist | 6 | `--std=0.2 --ema_decay=0` | 1 |" in results_table(tmp_path)
+    (tmp_path / "3.json").write_text(json.dumps({**record, "config": {**settings, "core": "lstm"}}))
+    assert "| mnist | 6 | `--core=lstm --std=0.2" in results_table(tmp_path, best_of_each_model)
 
 
 def test_files_and_flags_it_names_exist():
