@@ -23,7 +23,7 @@ gallery: $(VENV)/installed
 test: $(VENV)/installed
 	$(PYTHON) -m pytest
 
-# Write the README's tables from the recorded runs.
+# Write the tables of README.md and results/README.md from the recorded runs.
 tables: $(VENV)/installed
 	$(PYTHON) tables.py
 

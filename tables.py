@@ -127,9 +127,8 @@ def alike(runs: list[dict]) -> list[list[dict]]:
 
 def best_of_each_model(lines: list[list[dict]]) -> list[list[dict]]:
     """Of the lines that train the same model, the one with the lowest validation error."""
-    best = {}
-    for runs in sorted(lines, key=lambda runs: statistics.mean(valid_errors(runs))):
-        best.setdefault(tuple(runs[0]["config"][name] for name in MODEL), runs)
+    worst_first = sorted(lines, key=lambda runs: statistics.mean(valid_errors(runs)), reverse=True)
+    best = {tuple(runs[0]["config"][name] for name in MODEL): runs for runs in worst_first}
     return [runs for runs in lines if runs in best.values()]
 
 
