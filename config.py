@@ -127,6 +127,8 @@ class Config:
     ema_decay: float = 0.998
     """Decay of the exponential average of the weights over the steps, which is what is validated, kept and tested; it
     is lower in the first steps. 0: the weights as they are."""
+    weight_decay: float = 0.0
+    """Share of the weights that each step takes off them, times the learning rate."""
     clip_grad_norm: float = 0.0
     """Largest norm of the gradient, to which a larger one is scaled down; 0: any."""
     reinforce_weight: float = 0.3
@@ -192,7 +194,7 @@ class Config:
         self._require("policy", self.policy != "oracle" or self.canvas_size, "another without a --canvas_size=")
         for name in ("momentum", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        for name in ("reinforce_weight", "clip_grad_norm", "std_start"):
+        for name in ("reinforce_weight", "weight_decay", "clip_grad_norm", "std_start"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "a finite number of at least 0")
         self._require("num_clutter", self.canvas_size or not self.num_clutter, "0 without a --canvas_size=")
         self._require("image_height", bool(self.image_height) == bool(self.image_width), "given with image_width")
@@ -265,7 +267,8 @@ FREE = (*PER_CALL, "M", "num_workers", "data_dir", "use_gpu", "use_tensorboard",
 FREE_ON_RESUME = (*FREE, "epochs", "train_patience", "save_every_steps")
 FREE_ON_TEST = (*FREE, "batch_size")
 # What runs did before there was a choice: their saved settings lack these.
-BEFORE = {"core": "relu", "core_init": "uniform", "reward": "correct", "std_share": 0.7, "ema_decay": 0.0}
+BEFORE = {"core": "relu", "core_init": "uniform", "reward": "correct", "std_share": 0.7, "ema_decay": 0.0,
+          "weight_decay": 0.0}  # fmt: skip
 
 
 def get_config(argv: list[str] | None = None) -> Config:

@@ -1,7 +1,9 @@
 """How the weights are stepped and averaged, and the learning rate and the policy's std from epoch to epoch."""
 
 import copy
+import functools
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn, optim
@@ -25,13 +27,22 @@ class MuonAdam(optim.Optimizer):
         others: parameters of any shape.
         lr: of both; Muon's steps are as long as Adam's usually are.
         momentum: of both.
+        weight_decay: of both.
     """
 
-    def __init__(self, hidden: list[nn.Parameter], others: list[nn.Parameter], *, lr: float, momentum: float):
+    def __init__(
+        self,
+        hidden: list[nn.Parameter],
+        others: list[nn.Parameter],
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float = 0.0,
+    ):
+        settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         # Three Newton-Schulz iterations do as well here as the usual five.
-        muon = optim.Muon(hidden, lr=lr, weight_decay=0, momentum=momentum, ns_steps=3, adjust_lr_fn="match_rms_adamw")
-        adam = optim.Adam(others, lr=lr, betas=(momentum, 0.999), fused=True)
-        self.parts = muon, adam
+        muon = optim.Muon(hidden, **settings, ns_steps=3, adjust_lr_fn="match_rms_adamw")
+        self.parts = muon, make_adam(others, **settings)
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         self._share()
 
@@ -51,15 +62,21 @@ class MuonAdam(optim.Optimizer):
 
 def make_optimizer(config: Config, model: RecurrentAttention) -> optim.Optimizer:
     """Adam, Muon beside Adam, or the paper's stochastic gradient descent with momentum."""
-    lr, momentum = config.init_lr, config.momentum
+    settings = {"lr": config.init_lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
-        return optim.SGD(model.parameters(), lr=lr, momentum=momentum, fused=True)
+        return optim.SGD(model.parameters(), **settings, fused=True)
     if config.optimizer == "muon":
         hidden = [model.sensor.what.weight, model.sensor.joined.weight]
         hidden += [weight for weight in model.rnn.parameters() if weight.ndim == 2]
         others = [p for p in model.parameters() if all(p is not weight for weight in hidden)]
-        return MuonAdam(hidden, others, lr=lr, momentum=momentum)
-    return optim.Adam(model.parameters(), lr=lr, betas=(momentum, 0.999), fused=True)
+        return MuonAdam(hidden, others, **settings)
+    return make_adam(model.parameters(), **settings)
+
+
+def make_adam(parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float) -> optim.Adam:
+    """Adam, or with weight decay AdamW (Loshchilov and Hutter 2019, "Decoupled weight decay regularization")."""
+    adam = functools.partial(optim.AdamW, weight_decay=weight_decay) if weight_decay else optim.Adam
+    return adam(parameters, lr=lr, betas=(momentum, 0.999), fused=True)
 
 
 def average_weights(average: nn.Module, model: nn.Module, decay: float, steps: int):

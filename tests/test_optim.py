@@ -49,6 +49,18 @@ def test_muon_steps_the_hidden_weights_and_adam_the_rest_at_one_rate(core):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "adam", "sgd"])
+def test_weight_decay_shrinks_the_weights_by_its_share_of_each_step(optimizer):
+    config = replace(CONFIG, optimizer=optimizer, weight_decay=0.5)
+    model = RecurrentAttention(**config.model_args(1, 10))
+    expected = [parameter * (1 - 3e-3 * 0.5) for parameter in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # nothing else moves the weights
+    make_optimizer(config, model).step()
+    for parameter, value in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter, value)
+
+
 def test_the_average_is_of_the_latest_tenth_of_the_weights_at_first_and_then_exponential():
     average, model = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     expected = average.bias.item()
