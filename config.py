@@ -128,7 +128,7 @@ class Config:
     """Decay of the exponential average of the weights over the steps, which is what is validated, kept and tested; it
     is lower in the first steps. 0: the weights as they are."""
     weight_decay: float = 0.0
-    """Share of the weights that each step takes off them, times the learning rate."""
+    """Share of the weights that a step takes off them, times the learning rate; sgd adds it to its gradient instead."""
     clip_grad_norm: float = 0.0
     """Largest norm of the gradient, to which a larger one is scaled down; 0: any."""
     reinforce_weight: float = 0.3
