@@ -1,7 +1,6 @@
 """How the weights are stepped and averaged, and the learning rate and the policy's std from epoch to epoch."""
 
 import copy
-import functools
 import math
 from collections.abc import Iterable
 
@@ -37,7 +36,7 @@ class MuonAdam(optim.Optimizer):
         *,
         lr: float,
         momentum: float,
-        weight_decay: float = 0.0,
+        weight_decay: float,
     ):
         settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         # Three Newton-Schulz iterations do as well here as the usual five.
@@ -75,8 +74,8 @@ def make_optimizer(config: Config, model: RecurrentAttention) -> optim.Optimizer
 
 def make_adam(parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float) -> optim.Adam:
     """Adam, or with weight decay AdamW (Loshchilov and Hutter 2019, "Decoupled weight decay regularization")."""
-    adam = functools.partial(optim.AdamW, weight_decay=weight_decay) if weight_decay else optim.Adam
-    return adam(parameters, lr=lr, betas=(momentum, 0.999), fused=True)
+    adam = optim.AdamW if weight_decay else optim.Adam  # the same without decay, but checkpoints tell them apart
+    return adam(parameters, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay, fused=True)
 
 
 def average_weights(average: nn.Module, model: nn.Module, decay: float, steps: int):
