@@ -138,8 +138,9 @@ def load_states(config: Config, model: nn.Module, optimizer: optim.Optimizer, sc
 
 
 def check_form(value, like, name: str):
-    """Raises ValueError unless two nested values agree in types, keys, lengths and shapes."""
-    if type(value) is not type(like):
+    """Raises ValueError unless two nested values agree in types, keys, lengths and shapes; 1 is as good as 1.0."""
+    whole_number = type(value) is int and type(like) is float  # 0 for 0.0, as runs before a setting's flag have it
+    if type(value) is not type(like) and not whole_number:
         raise ValueError(f"its {name} is of type {type(value).__name__}, not {type(like).__name__}")
     if isinstance(like, dict):
         if value.keys() != like.keys():
