@@ -14,6 +14,7 @@ from data_loader import DataSpec
 from distributed import ALONE, World
 from model import Losses, RecurrentAttention, hybrid_loss
 from policies import given_locations
+from utils import multiplies_in
 
 COMPILING_PAYS_AFTER = 10_000  # steps
 
@@ -30,7 +31,7 @@ class Objective(nn.Module):
         self.config = config
         self.model = model
         self.device = next(model.parameters()).device
-        self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16(self.device))
+        self.bfloat16 = multiplies_in(config.precision, self.device) is torch.bfloat16
         self.full_batch_losses: Callable[..., Losses] = self.losses
 
     def forward(self, images: Tensor, labels: Tensor, first_locations: Tensor, noise: Tensor) -> Losses:
@@ -124,10 +125,3 @@ def compiler_arguments(device: torch.device) -> dict:
 
         return {"options": {"post_grad_custom_pre_pass": FewerProducts(), "cpp_wrapper": True}}
     return {}
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 numbers in hardware, twice as fast as float32 or more."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -33,6 +33,19 @@ def pick_device(use_gpu: bool, world: World = ALONE) -> torch.device:
     return torch.device("cpu")
 
 
+def multiplies_in(precision: str, device: torch.device) -> torch.dtype:
+    """The number format of a training step's matrix products; see `Config.precision`."""
+    wanted = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
+    return torch.bfloat16 if wanted else torch.float32
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 numbers in hardware, twice as fast as float32 or more."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def seed_everything(seed: int):
     """Seeds the global generators, which draw the initial weights."""
     random.seed(seed)

@@ -31,9 +31,8 @@ from data_loader import Canvas, get_train_valid_loader
 from datasets import Examples
 from flags import parse_flags
 from runs import surroundings
-from step import has_bfloat16
 from trainer import Trainer
-from utils import Stream, make_generator, seed_everything
+from utils import Stream, has_bfloat16, make_generator, seed_everything
 
 
 @dataclass(frozen=True)

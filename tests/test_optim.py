@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import optim
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import Config
 from model import RecurrentAttention
-from optim import average_weights, make_optimizer, make_scheduler, step_scheduler
+from optim import average_weights, make_optimizer, make_scheduler, orthogonalize, step_scheduler
 
 CONFIG = Config(optimizer="muon", init_lr=3e-3, momentum=0.8, epochs=4, num_glimpses=3)
 
@@ -24,8 +25,8 @@ def step(model: RecurrentAttention, *optimizers: optim.Optimizer):
 
 
 @pytest.mark.parametrize("core", ["relu", "lstm"])
-def test_muon_steps_the_hidden_weights_and_adam_the_rest_at_one_rate(core):
-    config = replace(CONFIG, core=core)
+def test_muon_steps_the_hidden_weights_as_torchs_and_adam_the_rest_at_one_rate(core):
+    config = replace(CONFIG, core=core, precision="bfloat16")
     torch.manual_seed(0)
     model = RecurrentAttention(**config.model_args(1, 10))
     twin = copy.deepcopy(model)
@@ -47,6 +48,34 @@ def test_muon_steps_the_hidden_weights_and_adam_the_rest_at_one_rate(core):
         step_scheduler(scheduler, valid_acc=50.0)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
+def test_muon_multiplies_in_the_number_format_of_the_step(precision, dtype):
+    """In bfloat16 where there is none in hardware, a step takes many times as long."""
+    config = replace(CONFIG, precision=precision)
+    model = RecurrentAttention(**config.model_args(1, 10))
+    optimizer = make_optimizer(config, model)
+    seen = set()
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+                seen.add(args[0].dtype)
+            return function(*args, **(kwargs or {}))
+
+    step(model)
+    with Products():
+        optimizer.step()
+    assert seen == {dtype}
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (20, 50), (50, 20)])
+def test_orthogonalize_goes_towards_the_orthogonal_factor(shape):
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    # By these coefficients, Newton's own, it converges; Muon's only come near, in fewer iterations.
+    torch.testing.assert_close(orthogonalize(matrix, 40, (1.5, -0.5, 0.0)), u @ v)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adam", "sgd"])

@@ -9,7 +9,8 @@ from config import Config
 from data_loader import DataSpec
 from model import RecurrentAttention, draw_first_locations
 from optim import make_optimizer
-from step import TrainingStep, has_bfloat16
+from step import TrainingStep
+from utils import has_bfloat16
 
 CONFIG = Config(batch_size=32, num_glimpses=4, patch_size=8, num_patches=2, glimpse_scale=2)
 SPEC = DataSpec([str(i) for i in range(10)], 1, 28, 28, [0.0], [1.0])
