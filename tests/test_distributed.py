@@ -159,8 +159,9 @@ def test_counts_are_exact_where_a_batch_has_fewer_images_than_there_are_processe
 
 
 def test_a_signal_to_one_stops_all_after_one_step_and_another_number_goes_on(server, flags, run):
-    straight = run(*SETTINGS, "--batch_size=16", "--run_name=straight")
-    parts = [*flags, *SETTINGS, "--run_name=parts"]
+    settings = [*SETTINGS, "--init_lr=5e-4"]  # at four times the rate, rounding grows past the tolerance on some CPUs
+    straight = run(*settings, "--batch_size=16", "--run_name=straight")
+    parts = [*flags, *settings, "--run_name=parts"]
     members = start(server, 2, *parts, "--batch_size=8")
     config = get_config([*parts, "--batch_size=8"])
     while not (config.run_dir / "last.pt").exists():  # the first epoch is done
