@@ -18,7 +18,9 @@ Scheduler = lr_scheduler.LambdaLR | lr_scheduler.ReduceLROnPlateau
 
 class Muon(optim.Muon):
     """Orthogonalises the running mean of a weight's gradients (Jordan et al. 2024, "Muon: an optimizer for hidden
-    layers in neural networks"), as torch's does in bfloat16, for which a CPU without it takes up to 70 times as long.
+    layers in neural networks").
+
+    torch's Muon multiplies in bfloat16 everywhere, which takes a CPU without it in hardware up to 70 times as long.
 
     Args:
         weights: (n, m) each.
@@ -27,7 +29,7 @@ class Muon(optim.Muon):
     """
 
     def __init__(self, weights: list[nn.Parameter], dtype: torch.dtype, **settings: float):
-        # Three Newton-Schulz iterations do as well here as the usual five; steps are as long as Adam's usually are.
+        # Three Newton-Schulz iterations do as well here as the usual five.
         super().__init__(weights, ns_steps=3, adjust_lr_fn="match_rms_adamw", **settings)
         self.dtype = dtype
 
@@ -45,7 +47,7 @@ class Muon(optim.Muon):
                 ahead = weight.grad.lerp(mean, momentum)  # Nesterov's
                 direction = orthogonalize(ahead.to(self.dtype), group["ns_steps"], group["ns_coefficients"])
                 weight.mul_(1 - lr * group["weight_decay"])
-                weight.add_(direction, alpha=-lr * 0.2 * math.sqrt(max(weight.shape)))
+                weight.add_(direction, alpha=-lr * 0.2 * math.sqrt(max(weight.shape)))  # as long as Adam's usually are
 
 
 def orthogonalize(matrix: Tensor, iterations: int, coefficients: tuple[float, float, float]) -> Tensor:
