@@ -29,7 +29,8 @@ class Muon(optim.Muon):
     """
 
     def __init__(self, weights: list[nn.Parameter], dtype: torch.dtype, **settings: float):
-        # Three Newton-Schulz iterations do as well here as the usual five.
+        # Three Newton-Schulz iterations do as well here as the usual five. adjust_lr_fn names, in checkpoints, what the
+        # last line of step does.
         super().__init__(weights, ns_steps=3, adjust_lr_fn="match_rms_adamw", **settings)
         self.dtype = dtype
 
