@@ -25,6 +25,7 @@ PER_ROW = 10  # classes beside each other
 class Averages(NamedTuple):
     """Sums over a test set, from one rollout of T glimpses per image."""
 
+    first_location: str  # "random" or "centre"
     num_images: int
     correct: np.ndarray  # (T,), images whose answer is right after 1 to T glimpses
     by_glimpse: np.ndarray  # (T, rows, columns), glimpses in each cell of the image
@@ -59,7 +60,7 @@ def average(source: Source) -> Averages:
         np.add.at(counts, named, 1)
     class_means = sums / np.maximum(counts, 1)[:, None, None, None]
     mean_image = sums.sum(axis=0) / counts.sum()
-    return Averages(begin, correct, by_glimpse, by_class, mean_image, class_means, spec.classes)
+    return Averages(model.first_location, begin, correct, by_glimpse, by_class, mean_image, class_means, spec.classes)
 
 
 def cells(locations: Tensor, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +83,8 @@ def heat_map_figure(averages: Averages) -> Figure:
     def write(text: str, top: float):
         figure.text(GAP / 2 / WIDTH, 1 - (top + 0.07) / figure.get_figheight(), text, va="top", fontsize=10)
 
-    write("Mean test image, and where the glimpses fall, on a logarithmic scale: the first at random, others chosen", 0)
+    first = "at random" if averages.first_location == "random" else "at the centre"
+    write(f"Mean test image, and where the glimpses fall, on a logarithmic scale: the first {first}, others chosen", 0)
     for i in range(1 + steps):
         ax = place(figure, GAP / 2 + i * (wide + GAP), head + 2 * title, wide, wide * ratio)
         if i == 0:

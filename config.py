@@ -82,9 +82,11 @@ class Config:
     scan_radius: float = 0.4
     """The policy starts by looking around on a circle of this radius, with a learned bias per glimpse; 0 starts every
     glimpse at the centre, as the paper's location network does."""
+    first_location: Literal["random", "centre"] = "random"
+    """Where to look first: anywhere, as the paper's model does, or at the centre of the image."""
     policy: Literal["learned", "random", "scan", "oracle"] = "learned"
-    """Where to look after the first glimpse, which is random: as the location network learns to; anywhere; along the
-    circle of scan_radius, which stays as it is; or at the image that was placed on a canvas, as only an oracle can."""
+    """Where to look after the first glimpse: as the location network learns to; anywhere; along the circle of
+    scan_radius, which stays as it is; or at the image that was placed on a canvas, as only an oracle can."""
     std: float = 0.1
     """Standard deviation of the policy's Gaussian; a location spans -1 to 1 across the image."""
     std_start: float = 0.0
@@ -93,7 +95,8 @@ class Config:
     std_share: float = 0.7
     """Share of the epochs in which it falls."""
     M: int = 1
-    """Rollouts per image in validation and test, whose class probabilities are averaged."""
+    """Rollouts per image in validation and test, whose class probabilities are averaged; they differ by their random
+    locations."""
 
     # Data
     valid_size: float = 0.1
@@ -192,6 +195,8 @@ class Config:
         self._require("scan_radius", 0 <= self.scan_radius < 1, "at least 0 and below 1")
         self._require("policy", self.policy != "scan" or self.scan_radius, "another where --scan_radius= is 0")
         self._require("policy", self.policy != "oracle" or self.canvas_size, "another without a --canvas_size=")
+        varied = self.first_location == "random" or self.policy == "random"
+        self._require("M", self.M == 1 or varied, "1 with --first_location=centre, where all rollouts are the same")
         for name in ("momentum", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         for name in ("reinforce_weight", "weight_decay", "clip_grad_norm", "std_start"):
@@ -209,7 +214,7 @@ class Config:
     def model_args(self, num_channels: int, num_classes: int) -> dict:
         """What `RecurrentAttention` is built with, for data of so many channels and classes; a checkpoint keeps it."""
         own = ("patch_size", "num_patches", "glimpse_scale", "loc_hidden", "glimpse_hidden", "hidden_size", "std",
-               "locator_hidden", "num_glimpses", "scan_radius", "core", "core_init")  # fmt: skip
+               "locator_hidden", "num_glimpses", "scan_radius", "core", "core_init", "first_location")  # fmt: skip
         return {"num_channels": num_channels, "num_classes": num_classes, **{name: getattr(self, name) for name in own}}
 
     @property
@@ -268,7 +273,7 @@ FREE_ON_RESUME = (*FREE, "epochs", "train_patience", "save_every_steps")
 FREE_ON_TEST = (*FREE, "batch_size")
 # What runs did before there was a choice: their saved settings lack these.
 BEFORE = {"core": "relu", "core_init": "uniform", "reward": "correct", "std_share": 0.7, "ema_decay": 0.0,
-          "weight_decay": 0.0}  # fmt: skip
+          "weight_decay": 0.0, "first_location": "random"}  # fmt: skip
 
 
 def get_config(argv: list[str] | None = None) -> Config:

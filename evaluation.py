@@ -29,7 +29,7 @@ class Metrics(NamedTuple):
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: Loader, config: Config) -> Metrics:
-    """Looks at the policy's mean locations, from M random first locations per image that the seed fixes.
+    """Looks at the policy's mean locations, M times per image, from first locations that the seed fixes.
 
     Loss terms are means over the M rollouts; the answer is the class of the highest mean probability.
     """
@@ -60,7 +60,7 @@ def evaluation_locations(config: Config, loader: Loader) -> Tensor:
     """
     count = config.M * loader.num_images
     generator = make_generator(Stream.EVALUATION, config.random_seed)
-    first_locations = draw_first_locations(count, torch.device("cpu"), generator)
+    first_locations = draw_first_locations(config.first_location, count, torch.device("cpu"), generator)
     centres = loader.centres.cpu().repeat(config.M, 1)
     locations = given_locations(config, first_locations, centres, generator)
     return locations.view(config.M, loader.num_images, *locations.shape[1:]).to(loader.device)

@@ -57,6 +57,7 @@ class RecurrentAttention(nn.Module):
         scan_radius: of the circle on which the policy starts to look around; 0 is the paper's start, at the centre.
         core: "relu", the paper's, or "lstm".
         core_init: "uniform", as torch draws it, or "identity", which keeps what was seen; see `CoreNetwork`.
+        first_location: where a rollout begins that is told nothing else: "random", the paper's, or "centre".
     """
 
     def __init__(
@@ -76,8 +77,10 @@ class RecurrentAttention(nn.Module):
         scan_radius: float = 0.0,
         core: str = "relu",
         core_init: str = "uniform",
+        first_location: str = "random",
     ):
         super().__init__()
+        self.first_location = first_location
         self.hidden_size = hidden_size
         self.register_buffer("std", torch.tensor(std), persistent=False)  # a schedule may fill in another value
         self.num_glimpses = num_glimpses
@@ -128,14 +131,14 @@ class RecurrentAttention(nn.Module):
         Args:
             images: (B, C, H, W), uint8, or normalised.
             first_locations: (B, 2) in [-1, 1], or (B, K, 2) to say where to look the first K times; the policy chooses
-                the rest. None draws the first uniformly.
+                the rest. None begins as the model's first_location says.
             noise: (T - 1, B, 2), standard normal, of the policy; None draws it in training mode and has none in
                 evaluation mode.
             generator: what None draws from, on the images' device.
         """
         batch = len(images)
         if first_locations is None:
-            first_locations = draw_first_locations(batch, images.device, generator)
+            first_locations = draw_first_locations(self.first_location, batch, images.device, generator)
         if noise is None and self.training:
             noise = self.draw_noise(batch, images.device, generator)
         given = first_locations.reshape(batch, -1, 2).unbind(1)  # K of (B, 2)
@@ -199,8 +202,12 @@ class RecurrentAttention(nn.Module):
         return model
 
 
-def draw_first_locations(batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """Where rollouts begin: (B, 2), uniform in [-1, 1]."""
+def draw_first_locations(
+    first_location: str, batch: int, device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Where rollouts begin: (B, 2), uniform in [-1, 1] if "random", or all at the "centre"."""
+    if first_location == "centre":
+        return torch.zeros(batch, 2, device=device)
     return torch.rand(batch, 2, device=device, generator=generator) * 2 - 1
 
 

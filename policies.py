@@ -36,7 +36,7 @@ def given_locations(
         return first_locations
     if config.policy == "random":
         part, count = share or (slice(None), batch)
-        path = draw_first_locations(count * steps, device, generator).view(count, steps, 2)[part]
+        path = draw_first_locations("random", count * steps, device, generator).view(count, steps, 2)[part]
     elif config.policy == "scan":
         path = circle(steps, config.scan_radius).to(device).expand(batch, -1, -1)
     else:  # the oracle: at the object, then half a patch from its middle

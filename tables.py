@@ -21,7 +21,7 @@ BEGIN, END = "<!-- {}: written by tables.py -->\n", "<!-- end of {} -->"
 # Settings that are no flags of a line: they have columns of their own, or change no number but by rounding.
 ASIDE = {*FREE_ON_RESUME, "task", "num_glimpses", "random_seed", "compile"}
 # Settings that make another model; all others say how it is trained.
-MODEL = ("core", "scan_radius", "glimpse_hidden", "locator_hidden")
+MODEL = ("core", "scan_radius", "glimpse_hidden", "locator_hidden", "first_location")
 
 
 class Row(NamedTuple):

@@ -181,10 +181,10 @@ class Trainer:
     def train_step(self, batch: Batch, generator: torch.Generator) -> Losses:
         """One step of gradient descent, taken into the average; nothing here waits for the device."""
         share = self.world.share(batch.count)
-        first_locations = draw_first_locations(batch.count, self.device, generator)[share.part]
+        starts = draw_first_locations(self.config.first_location, batch.count, self.device, generator)[share.part]
         noise = self.model.draw_noise(batch.count, self.device, generator)[:, share.part].contiguous()
         whole = share.part, batch.count
-        locations = given_locations(self.config, first_locations, batch.centres, generator, whole)
+        locations = given_locations(self.config, starts, batch.centres, generator, whole)
         losses = self.descend(batch.images, batch.labels, locations, noise, share.weight)
         steps = self.epoch * len(self.train_loader) + self.step + 1
         average_weights(self.average, self.model, self.config.ema_decay, steps)

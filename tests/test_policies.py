@@ -10,6 +10,7 @@ from config import Config, InputError
 from data_loader import Canvas, Loader
 from datasets import Examples
 from evaluation import evaluation_locations
+from model import RecurrentAttention
 from modules import circle
 from policies import given_locations
 from runs import load_checkpoint
@@ -90,6 +91,31 @@ def test_an_unlearned_policy_leaves_the_location_network_as_it_was(run):
     ]
     changed = {name.split(".")[0] for name in states[0] if not torch.equal(states[0][name], states[1][name])}
     assert changed == {"sensor", "rnn", "classifier", "baseliner"}
+
+
+@pytest.mark.parametrize("first_location", ["random", "centre"])
+def test_training_test_and_the_model_by_itself_begin_where_first_location_says(first_location, run, monkeypatch):
+    begun = []
+    forward = RecurrentAttention.forward
+
+    def recorded(model, *args, **kwargs):
+        rollout = forward(model, *args, **kwargs)
+        begun.append((model.training, rollout.locations[:, 0]))
+        return rollout
+
+    monkeypatch.setattr(RecurrentAttention, "forward", recorded)
+    config = run("--epochs=1", "--compile=False", f"--first_location={first_location}")
+    run("--is_train=False")
+    RecurrentAttention.load(config.run_dir / "best.pt")(torch.zeros(100, 1, 28, 28))
+    assert {training for training, _ in begun} == {True, False}
+    for _, first in begun:
+        assert (first == 0).all() if first_location == "centre" else len(first.unique(dim=0)) == len(first)
+
+
+def test_rollouts_that_are_all_the_same_are_refused():
+    with pytest.raises(InputError, match="M=10 is not allowed: it must be 1 with --first_location=centre"):
+        Config(first_location="centre", M=10)
+    assert Config(first_location="centre", policy="random", M=10).M == 10
 
 
 def test_a_policy_that_has_nothing_to_go_by_is_refused():

@@ -36,7 +36,7 @@ def train(device: str = "cpu", **settings) -> tuple[torch.Tensor, torch.Tensor]:
         labels = torch.randint(10, (32,), generator=generator)
         images = torch.randn(32, 1, 28, 28, generator=generator) / 4 + (labels / 10)[:, None, None, None]
         images = (64 * images + 128).clamp(0, 255).to(torch.uint8)
-        starts = draw_first_locations(32, torch.device("cpu"), generator)
+        starts = draw_first_locations("random", 32, torch.device("cpu"), generator)
         noise = torch.randn(3, 32, 2, generator=generator)
         losses = step(*(tensor.to(device) for tensor in (images, labels, starts, noise)))
         assert losses.total.dtype == torch.float32
