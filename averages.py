@@ -25,11 +25,11 @@ PER_ROW = 10  # classes beside each other
 class Averages(NamedTuple):
     """Sums over a test set, from one rollout of T glimpses per image."""
 
-    first_location: str  # "random" or "centre"
+    first_location: str  # see `Config`
     num_images: int
     correct: np.ndarray  # (T,), images whose answer is right after 1 to T glimpses
     by_glimpse: np.ndarray  # (T, rows, columns), glimpses in each cell of the image
-    by_class: np.ndarray  # (num_classes, rows, columns), glimpses that the policy chose: all but the first
+    by_class: np.ndarray  # (num_classes, rows, columns), glimpses where the policy chose to look
     mean_image: np.ndarray  # (C, H, W), from 0 to 1
     class_means: np.ndarray  # (num_classes, C, H, W)
     classes: list[str]
@@ -39,7 +39,7 @@ class Averages(NamedTuple):
 def average(source: Source) -> Averages:
     """Looks at every test image once, as a test with M = 1 does."""
     model, loader, first_locations, _ = source
-    spec, steps = loader.spec, model.num_glimpses
+    spec, steps, told = loader.spec, model.num_glimpses, model.num_glimpses - model.num_choices
     rows, columns = min(spec.height, FINEST), min(spec.width, FINEST)
     correct = np.zeros(steps, int)
     by_glimpse = np.zeros((steps, rows, columns), int)
@@ -55,7 +55,7 @@ def average(source: Source) -> Averages:
         row, column = cells(rollout.locations, rows, columns)  # (B, T)
         named = labels.numpy(force=True)
         np.add.at(by_glimpse, (np.arange(steps), row, column), 1)
-        np.add.at(by_class, (named[:, None], row[:, 1:], column[:, 1:]), 1)
+        np.add.at(by_class, (named[:, None], row[:, told:], column[:, told:]), 1)
         np.add.at(sums, named, (images / 255).numpy(force=True))
         np.add.at(counts, named, 1)
     class_means = sums / np.maximum(counts, 1)[:, None, None, None]
@@ -83,8 +83,9 @@ def heat_map_figure(averages: Averages) -> Figure:
     def write(text: str, top: float):
         figure.text(GAP / 2 / WIDTH, 1 - (top + 0.07) / figure.get_figheight(), text, va="top", fontsize=10)
 
-    first = "at random" if averages.first_location == "random" else "at the centre"
-    write(f"Mean test image, and where the glimpses fall, on a logarithmic scale: the first {first}, others chosen", 0)
+    begun = {"random": "the first at random, others chosen", "centre": "the first in the middle, others chosen",
+             "learned": "all chosen"}[averages.first_location]  # fmt: skip
+    write(f"Mean test image, and where the glimpses fall, on a logarithmic scale: {begun}", 0)
     for i in range(1 + steps):
         ax = place(figure, GAP / 2 + i * (wide + GAP), head + 2 * title, wide, wide * ratio)
         if i == 0:

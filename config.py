@@ -82,8 +82,9 @@ class Config:
     scan_radius: float = 0.4
     """The policy starts by looking around on a circle of this radius, with a learned bias per glimpse; 0 starts every
     glimpse at the centre, as the paper's location network does."""
-    first_location: Literal["random", "centre"] = "random"
-    """Where to look first: anywhere, as the paper's model does, or at the centre of the image."""
+    first_location: Literal["random", "centre", "learned"] = "random"
+    """Where to look first: anywhere, as the paper's model does; at the centre of the image; or as the location network
+    learns to, from h_0 = 0."""
     policy: Literal["learned", "random", "scan", "oracle"] = "learned"
     """Where to look after the first glimpse: as the location network learns to; anywhere; along the circle of
     scan_radius, which stays as it is; or at the image that was placed on a canvas, as only an oracle can."""
@@ -195,8 +196,10 @@ class Config:
         self._require("scan_radius", 0 <= self.scan_radius < 1, "at least 0 and below 1")
         self._require("policy", self.policy != "scan" or self.scan_radius, "another where --scan_radius= is 0")
         self._require("policy", self.policy != "oracle" or self.canvas_size, "another without a --canvas_size=")
-        varied = self.first_location == "random" or self.policy == "random"
-        self._require("M", self.M == 1 or varied, "1 with --first_location=centre, where all rollouts are the same")
+        learned = self.policy == "learned" or self.first_location != "learned"
+        self._require("policy", learned, "learned with --first_location=learned")
+        alike = "random" not in (self.first_location, self.policy)
+        self._require("M", self.M == 1 or not alike, "1 where --first_location= is not random: all would be the same")
         for name in ("momentum", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         for name in ("reinforce_weight", "weight_decay", "clip_grad_norm", "std_start"):

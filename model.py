@@ -21,12 +21,12 @@ from runs import load_checkpoint
 
 
 class Rollout(NamedTuple):
-    """T glimpses of each image, and the answer."""
+    """T glimpses of each image, S of them where the policy chose to look, and the answer."""
 
     log_probs: Tensor  # (B, num_classes), log-probabilities of the classes after the last glimpse
     locations: Tensor  # (B, T, 2), (x, y) looked at, in [-1, 1]
-    log_pis: Tensor  # (B, T - 1), log pi of the locations after the first; without gradient where they were given
-    baselines: Tensor  # (B, T - 1), reward expected when each of them was chosen
+    log_pis: Tensor  # (B, S), log pi of the last S locations; without gradient where they were given
+    baselines: Tensor  # (B, S), reward expected when each of them was chosen
     hiddens: Tensor  # (B, T, hidden_size), h_t, no gradient; model.classifier reads an early answer out of it
 
 
@@ -57,7 +57,8 @@ class RecurrentAttention(nn.Module):
         scan_radius: of the circle on which the policy starts to look around; 0 is the paper's start, at the centre.
         core: "relu", the paper's, or "lstm".
         core_init: "uniform", as torch draws it, or "identity", which keeps what was seen; see `CoreNetwork`.
-        first_location: where a rollout begins that is told nothing else: "random", the paper's, or "centre".
+        first_location: where a rollout begins that is told nothing else: "random", the paper's, at the "centre", or
+            where the policy has "learned" to; only then it chooses S = T locations, else S = T - 1.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class RecurrentAttention(nn.Module):
         self.hidden_size = hidden_size
         self.register_buffer("std", torch.tensor(std), persistent=False)  # a schedule may fill in another value
         self.num_glimpses = num_glimpses
+        self.num_choices = num_glimpses if first_location == "learned" else num_glimpses - 1  # S
         self.retina = Retina(patch_size, num_patches, glimpse_scale)
         self.sensor = GlimpseNetwork(
             glimpse_size=num_patches * num_channels * patch_size**2,
@@ -96,7 +98,7 @@ class RecurrentAttention(nn.Module):
         self.locator = LocationNetwork(
             hidden_size=hidden_size,
             locator_hidden=locator_hidden,
-            num_steps=num_glimpses - 1,
+            num_steps=self.num_choices,
             scan_radius=scan_radius,
         )
         self.classifier = ActionNetwork(hidden_size=hidden_size, num_classes=num_classes)
@@ -132,8 +134,8 @@ class RecurrentAttention(nn.Module):
             images: (B, C, H, W), uint8, or normalised.
             first_locations: (B, 2) in [-1, 1], or (B, K, 2) to say where to look the first K times; the policy chooses
                 the rest. None begins as the model's first_location says.
-            noise: (T - 1, B, 2), standard normal, of the policy; None draws it in training mode and has none in
-                evaluation mode.
+            noise: (S, B, 2), standard normal, of the policy; None draws it in training mode and has none in evaluation
+                mode.
             generator: what None draws from, on the images' device.
         """
         batch = len(images)
@@ -141,41 +143,42 @@ class RecurrentAttention(nn.Module):
             first_locations = draw_first_locations(self.first_location, batch, images.device, generator)
         if noise is None and self.training:
             noise = self.draw_noise(batch, images.device, generator)
-        given = first_locations.reshape(batch, -1, 2).unbind(1)  # K of (B, 2)
+        given = (first_locations[:, None] if first_locations.dim() == 2 else first_locations).unbind(1)  # K of (B, 2)
+        told = self.num_glimpses - self.num_choices  # locations that the policy never chooses
 
         scene = self.retina.prepare(images, self.num_glimpses, self.image_mean, self.image_std)
-        state = None  # h_0 = 0
+        hidden, state = images.new_zeros(batch, self.hidden_size, dtype=torch.float32), None  # h_0 = 0
         # The policy's means, and the samples around them before the clamp; a given location stands for both.
-        means, samples, hiddens = [given[0]], [given[0]], []
+        means, samples, hiddens = [], [], [hidden]
         for t in range(self.num_glimpses):
-            location = samples[t].clamp(-1, 1)
-            glimpse = self.sensor(self.retina.look(scene, location), location)  # g_t
-            hidden, state = self.rnn(glimpse, state)  # h_t
-            hiddens.append(hidden)
-            if t + 1 < len(given):
-                means.append(given[t + 1])
-                samples.append(given[t + 1])
-            elif t + 1 < self.num_glimpses:
+            if t < len(given):
+                mean = sample = given[t]
+            else:
                 # REINFORCE trains the location network alone: the state it judges is a constant to it. Nor does the
                 # class's gradient pass through a location: it would teach the policy behind REINFORCE's back.
-                mean = self.locator(hidden.detach(), t)
-                means.append(mean)
-                samples.append(mean.detach() if noise is None else mean.detach() + self.std * noise[t])
+                mean = self.locator(hidden.detach(), t - told)
+                sample = mean.detach() if noise is None else mean.detach() + self.std * noise[t - told]
+            location = sample.clamp(-1, 1)
+            glimpse = self.sensor(self.retina.look(scene, location), location)  # g_t
+            hidden, state = self.rnn(glimpse, state)  # h_t
+            means.append(mean)
+            samples.append(sample)
+            hiddens.append(hidden)
 
         # The squared error trains the baseline alone, for the same reason.
-        hiddens = torch.stack(hiddens).detach()  # (T, B, hidden_size)
+        hiddens = torch.stack(hiddens).detach()  # (1 + T, B, hidden_size)
         samples = torch.stack(samples)  # (T, B, 2)
         return Rollout(
             log_probs=self.classifier(hidden),
             locations=samples.clamp(-1, 1).transpose(0, 1),
-            log_pis=log_normal(samples[1:], torch.stack(means)[1:], self.std).T,
-            baselines=self.baseliner(hiddens[:-1]).T,
-            hiddens=hiddens.transpose(0, 1),
+            log_pis=log_normal(samples[told:], torch.stack(means)[told:], self.std).T,
+            baselines=self.baseliner(hiddens[told:-1]).T,
+            hiddens=hiddens[1:].transpose(0, 1),
         )
 
     def draw_noise(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-        """The policy's standard normal noise for one rollout, (T - 1, B, 2)."""
-        return torch.randn(self.num_glimpses - 1, batch, 2, device=device, generator=generator)
+        """The policy's standard normal noise for one rollout, (S, B, 2)."""
+        return torch.randn(self.num_choices, batch, 2, device=device, generator=generator)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "RecurrentAttention":
@@ -205,9 +208,12 @@ class RecurrentAttention(nn.Module):
 def draw_first_locations(
     first_location: str, batch: int, device: torch.device, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Where rollouts begin: (B, 2), uniform in [-1, 1] if "random", or all at the "centre"."""
+    """Where rollouts begin: (B, 2), uniform in [-1, 1] if "random", or at the "centre"; if "learned", the policy is
+    told nothing, (B, 0, 2)."""
     if first_location == "centre":
         return torch.zeros(batch, 2, device=device)
+    if first_location == "learned":
+        return torch.zeros(batch, 0, 2, device=device)
     return torch.rand(batch, 2, device=device, generator=generator) * 2 - 1
 
 
@@ -230,7 +236,7 @@ def hybrid_loss(rollout: Rollout, labels: Tensor, *, reinforce_weight: float, re
     correct = (rollout.log_probs.argmax(-1) == labels).float()  # (B,)
     rewards = correct if reward == "correct" else rollout.log_probs.detach().exp().gather(1, labels[:, None])[:, 0]  # R
     # The advantage R - b_t weighs log pi; a gradient through b_t would bend the baseline away from E[R].
-    advantage = rewards[:, None] - rollout.baselines.detach()  # (B, T - 1)
+    advantage = rewards[:, None] - rollout.baselines.detach()  # (B, S)
     action = F.nll_loss(rollout.log_probs, labels)
     errors = (rollout.baselines - rewards[:, None]).square()
     baseline = errors.sum() / max(errors.numel(), 1)  # a single glimpse has no baselines

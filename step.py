@@ -12,7 +12,7 @@ from torch import Tensor, nn, optim
 from config import Config
 from data_loader import DataSpec
 from distributed import ALONE, World
-from model import Losses, RecurrentAttention, hybrid_loss
+from model import Losses, RecurrentAttention, draw_first_locations, hybrid_loss
 from policies import given_locations
 from utils import multiplies_in
 
@@ -62,7 +62,7 @@ class TrainingStep:
         self.model = model
         self.optimizer = optimizer
         self.objective = Objective(config, model)
-        learns = config.policy == "learned" and config.num_glimpses > 1
+        learns = config.policy == "learned" and model.num_choices > 0
         self.shared_objective = world.parallel(self.objective, some_unused=not learns)
 
     def __call__(
@@ -73,7 +73,7 @@ class TrainingStep:
         Args:
             images: (B, C, H, W), uint8, or normalised.
             labels: (B,).
-            first_locations, noise: (B, 2) or (B, K, 2), and (T - 1, B, 2), see `RecurrentAttention.forward`.
+            first_locations, noise: (B, 2) or (B, K, 2), and (S, B, 2), see `RecurrentAttention.forward`.
             weight: of this process's gradient in the mean over the processes.
         """
         losses = self.shared_objective(images, labels, first_locations, noise)
@@ -102,9 +102,9 @@ class TrainingStep:
         shape = count, spec.num_channels, spec.height, spec.width
         images = torch.zeros(shape, dtype=torch.uint8, device=device)
         labels = torch.zeros(count, dtype=torch.long, device=device)
-        starts = torch.zeros(count, 2, device=device)
+        starts = draw_first_locations(self.config.first_location, count, device)
         locations = given_locations(self.config, starts, centres=starts)
-        noise = torch.zeros(self.config.num_glimpses - 1, count, 2, device=device)
+        noise = torch.zeros(self.model.num_choices, count, 2, device=device)
         try:
             compiled = torch.compile(self.objective.losses, dynamic=False, **compiler_arguments(device))
             self.model.train()

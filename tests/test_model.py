@@ -66,6 +66,29 @@ def test_equals_the_papers_equations_step_by_step(model, images, generator):
     np.testing.assert_allclose(rollout.log_probs.detach(), log_probs, atol=1e-5)
 
 
+def test_a_learned_first_location_is_chosen_like_the_others_from_the_state_before_any_glimpse(images, generator):
+    torch.manual_seed(0)
+    model = RecurrentAttention(**SIZES, first_location="learned")
+    noise = model.draw_noise(BATCH, images.device, generator)
+    rollout = model(images, None, noise)
+    assert rollout.log_pis.shape == rollout.baselines.shape == (BATCH, 4)
+    assert rollout.hiddens.shape == (BATCH, 4, 12)
+    mean = torch.tanh(model.locator.mean(model.locator.hidden(torch.zeros(1, 12))) + model.locator.scan[0])
+    torch.testing.assert_close(rollout.locations[:, 0], (mean + 0.1 * noise[0]).clamp(-1, 1))
+    expected = torch.distributions.Normal(mean, 0.1).log_prob(mean + 0.1 * noise[0]).sum(dim=1)
+    torch.testing.assert_close(rollout.log_pis[:, 0], expected)
+    torch.testing.assert_close(rollout.baselines[:, 0], model.baseliner.expected_reward.bias.expand(BATCH))
+    # Told where it looked, it sees, and so does, the same: the paper's rollout is this one with a random start.
+    paper = RecurrentAttention(**SIZES)
+    paper.load_state_dict({**model.state_dict(), "locator.scan": model.locator.scan[1:]})
+    told = paper(images, rollout.locations[:, 0].detach(), noise[1:])
+    for ours, theirs in ((rollout.log_probs, told.log_probs), (rollout.log_pis[:, 1:], told.log_pis),
+                         (rollout.baselines[:, 1:], told.baselines), (rollout.hiddens, told.hiddens)):  # fmt: skip
+        torch.testing.assert_close(ours, theirs)
+    losses = hybrid_loss(rollout, LABELS, reinforce_weight=1.0)
+    assert receivers(model, losses.reinforce) == {"locator"}
+
+
 def test_looks_where_it_is_told_and_chooses_the_rest(model, images, generator):
     given = torch.rand(BATCH, 3, 2, generator=generator) * 2 - 1
     rollout = model(images, given)

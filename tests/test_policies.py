@@ -93,7 +93,7 @@ def test_an_unlearned_policy_leaves_the_location_network_as_it_was(run):
     assert changed == {"sensor", "rnn", "classifier", "baseliner"}
 
 
-@pytest.mark.parametrize("first_location", ["random", "centre"])
+@pytest.mark.parametrize("first_location", ["random", "centre", "learned"])
 def test_training_test_and_the_model_by_itself_begin_where_first_location_says(first_location, run, monkeypatch):
     begun = []
     forward = RecurrentAttention.forward
@@ -108,17 +108,24 @@ def test_training_test_and_the_model_by_itself_begin_where_first_location_says(f
     run("--is_train=False")
     RecurrentAttention.load(config.run_dir / "best.pt")(torch.zeros(100, 1, 28, 28))
     assert {training for training, _ in begun} == {True, False}
-    for _, first in begun:
-        assert (first == 0).all() if first_location == "centre" else len(first.unique(dim=0)) == len(first)
+    for training, first in begun:
+        if first_location == "centre":
+            assert (first == 0).all()
+        else:  # the policy's are drawn around one place, which is where it looks in a test
+            places = len(first.unique(dim=0))
+            assert places == 1 if first_location == "learned" and not training else places == len(first)
 
 
 def test_rollouts_that_are_all_the_same_are_refused():
-    with pytest.raises(InputError, match="M=10 is not allowed: it must be 1 with --first_location=centre"):
+    with pytest.raises(InputError, match="M=10 is not allowed: it must be 1 where --first_location= is not random"):
         Config(first_location="centre", M=10)
     assert Config(first_location="centre", policy="random", M=10).M == 10
 
 
 def test_a_policy_that_has_nothing_to_go_by_is_refused():
+    for policy in ("random", "scan", "oracle"):
+        with pytest.raises(InputError, match="it must be learned with --first_location=learned"):
+            Config(policy=policy, first_location="learned", canvas_size=40)
     with pytest.raises(InputError, match="canvas_size"):
         Config(policy="oracle")
     with pytest.raises(InputError, match="scan_radius"):
