@@ -196,8 +196,8 @@ class Config:
         self._require("scan_radius", 0 <= self.scan_radius < 1, "at least 0 and below 1")
         self._require("policy", self.policy != "scan" or self.scan_radius, "another where --scan_radius= is 0")
         self._require("policy", self.policy != "oracle" or self.canvas_size, "another without a --canvas_size=")
-        learned = self.policy == "learned" or self.first_location != "learned"
-        self._require("policy", learned, "learned with --first_location=learned")
+        agreed = self.policy == "learned" or self.first_location != "learned"
+        self._require("policy", agreed, "learned with --first_location=learned")
         alike = "random" not in (self.first_location, self.policy)
         self._require("M", self.M == 1 or not alike, "1 where --first_location= is not random: all would be the same")
         for name in ("momentum", "ema_decay"):

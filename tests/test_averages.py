@@ -68,8 +68,11 @@ def test_a_command_writes_both_pictures_into_the_runs_plots(source, capsys):
     assert f"{accuracy:.2f}%\n" in capsys.readouterr().out
 
 
-def test_a_single_glimpse_has_averages_too(run):
-    source = open_checkpoint(run("--epochs=1", "--num_glimpses=1").run_dir / "best.pt")
+@pytest.mark.parametrize("first_location, chosen", [("random", 0), ("centre", 0), ("learned", 1)])
+def test_a_single_glimpse_has_averages_too(first_location, chosen, run):
+    config = run("--epochs=1", "--num_glimpses=1", f"--first_location={first_location}")
+    source = open_checkpoint(config.run_dir / "best.pt")
     averages = average(source)
-    assert averages.by_glimpse.sum() == averages.num_images and averages.by_class.sum() == 0
+    assert averages.by_glimpse.sum() == averages.num_images
+    assert averages.by_class.sum() == chosen * averages.num_images
     heat_map_figure(averages)
