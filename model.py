@@ -85,7 +85,6 @@ class RecurrentAttention(nn.Module):
         self.hidden_size = hidden_size
         self.register_buffer("std", torch.tensor(std), persistent=False)  # a schedule may fill in another value
         self.num_glimpses = num_glimpses
-        self.num_choices = num_glimpses if first_location == "learned" else num_glimpses - 1  # S
         self.retina = Retina(patch_size, num_patches, glimpse_scale)
         self.sensor = GlimpseNetwork(
             glimpse_size=num_patches * num_channels * patch_size**2,
@@ -106,6 +105,11 @@ class RecurrentAttention(nn.Module):
         # Of the training images as numbers from 0 to 1; a checkpoint keeps them with its data, not among its weights.
         self.register_buffer("image_mean", torch.zeros(num_channels, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.ones(num_channels, 1, 1), persistent=False)
+
+    @property
+    def num_choices(self) -> int:
+        """S, glimpses of a rollout where the policy chooses to look."""
+        return self.num_glimpses if self.first_location == "learned" else self.num_glimpses - 1
 
     def normalize_by(self, mean: list[float], std: list[float]) -> "RecurrentAttention":
         """Sets mean and standard deviation of each channel of the training images, as numbers from 0 to 1."""
