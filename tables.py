@@ -98,6 +98,28 @@ def results_table(folder: Path, pick=lambda lines: lines) -> str:
     return "\n".join(lines) + "\n"
 
 
+def summary_table(folder: Path) -> str:
+    """The test error of each row with M = 1, of the line with the lowest validation error, and the paper's: Markdown.
+
+    It is bold where the paper's is not lower.
+    """
+    records = read_records(folder)
+    rows = [row for row in ROWS if row.policy == "learned" and records[row.task, row.glimpses, row.policy]]
+    counts = sorted({row.glimpses for row in rows})
+    lines = [f"| glimpses | {' | '.join(map(str, counts))} |", "|" + " --- |" * (1 + len(counts))]
+    for task in dict.fromkeys(row.task for row in rows):
+        cells = dict.fromkeys(counts, "")
+        for row in rows:
+            if row.task == task:
+                best = min(alike(records[task, row.glimpses, row.policy]), key=mean_valid_error)
+                error, published = statistics.mean(errors(best, 1)), row.nips or row.arxiv
+                cell = f"**{error:.2f}**" if not published or error <= published else f"{error:.2f}"
+                source = "" if row.nips else "arXiv "
+                cells[row.glimpses] = f"{cell} ({source}{published:.2f})" if published else cell
+        lines.append(f"| {task} | {' | '.join(cells.values())} |")
+    return "\n".join(lines) + "\n"
+
+
 def pace_table(folder: Path) -> str:
     """When the default MNIST runs reached the paper's error on validation: Markdown."""
     lines = [
@@ -127,7 +149,7 @@ def alike(runs: list[dict]) -> list[list[dict]]:
 
 def best_of_each_model(lines: list[list[dict]]) -> list[list[dict]]:
     """Of the lines that train the same model, the one with the lowest validation error."""
-    worst_first = sorted(lines, key=lambda runs: statistics.mean(valid_errors(runs)), reverse=True)
+    worst_first = sorted(lines, key=mean_valid_error, reverse=True)
     best = {tuple(runs[0]["config"][name] for name in MODEL): runs for runs in worst_first}
     return [runs for runs in lines if runs in best.values()]
 
@@ -145,6 +167,10 @@ def numbers(runs: list[dict]) -> list[str]:
 def valid_errors(runs: list[dict]) -> list[float]:
     """The lowest validation errors, in %."""
     return [100 - run["best_valid_acc"] for run in runs]
+
+
+def mean_valid_error(runs: list[dict]) -> float:
+    return statistics.mean(valid_errors(runs))
 
 
 def errors(runs: list[dict], m: int) -> list[float]:
@@ -172,7 +198,8 @@ def with_table(page: str, name: str, table: str) -> str:
 
 
 def with_tables(readme: str, report: str, folder: Path) -> tuple[str, str]:
-    """The README with the best of each model and the pace, and the report of all runs with every line."""
+    """The README with the best, the best of each model and the pace, and the report of all runs with every line."""
+    readme = with_table(readme, "summary", summary_table(folder))
     readme = with_table(readme, "results", results_table(folder, best_of_each_model))
     return with_table(readme, "pace", pace_table(folder)), with_table(report, "results", results_table(folder))
 
