@@ -70,11 +70,9 @@ def test_the_first_batch_comes_within_six_seconds_of_processor_time(flags):
         "trainer.Trainer.train_step = lambda *batch: (step(*batch), print('first'), os._exit(0))\n"
         "sys.exit(main.run(sys.argv[1:]) + 7)"
     )
-    # The best of three: what else runs takes caches away, which processor time does show; and where importing torch
-    # alone takes long, two and a half times as long as that.
-    calls = (first, *flags, "--compile=False", "--overwrite=True"), ("import torch",)
-    pairs = [[processor_seconds("-c", *call) for call in calls] for _ in range(3)]
-    assert any(whole < max(6, 2.5 * torch) for whole, torch in pairs), pairs
+    # The best of three: what else runs takes caches away, which processor time does show.
+    seconds = (processor_seconds("-c", first, *flags, "--compile=False", "--overwrite=True") for _ in range(3))
+    assert any(each < 6 for each in seconds)
 
 
 def test_a_value_out_of_range():
