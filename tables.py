@@ -99,25 +99,25 @@ def results_table(folder: Path, pick=lambda lines: lines) -> str:
 
 
 def summary_table(folder: Path) -> str:
-    """The test error of each row with M = 1, of the line with the lowest validation error, and the paper's: Markdown.
-
-    It is bold where the paper's is not lower.
-    """
+    """The lowest error of each row beside the paper's: Markdown."""
     records = read_records(folder)
     rows = [row for row in ROWS if row.policy == "learned" and records[row.task, row.glimpses, row.policy]]
     counts = sorted({row.glimpses for row in rows})
     lines = [f"| glimpses | {' | '.join(map(str, counts))} |", "|" + " --- |" * (1 + len(counts))]
     for task in dict.fromkeys(row.task for row in rows):
-        cells = dict.fromkeys(counts, "")
-        for row in rows:
-            if row.task == task:
-                best = min(alike(records[task, row.glimpses, row.policy]), key=mean_valid_error)
-                error, published = statistics.mean(errors(best, 1)), row.nips or row.arxiv
-                cell = f"**{error:.2f}**" if not published or error <= published else f"{error:.2f}"
-                source = "" if row.nips else "arXiv "
-                cells[row.glimpses] = f"{cell} ({source}{published:.2f})" if published else cell
-        lines.append(f"| {task} | {' | '.join(cells.values())} |")
+        cells = {row.glimpses: beside_paper(row, records[row.task, row.glimpses, row.policy])
+                 for row in rows if row.task == task}  # fmt: skip
+        lines.append(f"| {task} | {' | '.join(cells.get(count, '') for count in counts)} |")
     return "\n".join(lines) + "\n"
+
+
+def beside_paper(row: Row, runs: list[dict]) -> str:
+    """Test error, M = 1, of the line with the lowest validation error, and the paper's; bold unless that is lower."""
+    error = statistics.mean(errors(min(alike(runs), key=mean_valid_error), 1))
+    published = row.nips or row.arxiv
+    cell = f"{error:.2f}" if published and published < error else f"**{error:.2f}**"
+    source = "" if row.nips else "arXiv "
+    return f"{cell} ({source}{published:.2f})" if published else cell
 
 
 def pace_table(folder: Path) -> str:
