@@ -22,16 +22,16 @@ class InputError(ValueError):
 
 
 # What the recorded runs of these tasks have; Muon was tried on canvases, but not in all of their rows.
-ADAM = {"optimizer": "adam", "init_lr": 1e-3, "reward": "correct", "reinforce_weight": 0.01}
-WIDE_RETINA = {"patch_size": 12, "num_patches": 3, "glimpse_scale": 2, "num_glimpses": 8, "std_start": 0.3,
-               "epochs": 60, "core_init": "identity", **ADAM}  # fmt: skip
+ADAM = {"optimizer": "adam", "init_lr": 1e-3, "reinforce_weight": 0.01}
+CANVAS = {"patch_size": 12, "num_patches": 3, "glimpse_scale": 2, "num_glimpses": 8, "epochs": 100, "std_start": 0.3,
+          "std_share": 0.25, "core_init": "identity", "ema_decay": 0.999, "weight_decay": 0.1, **ADAM}  # fmt: skip
 TASKS: dict[str, dict] = {
     "mnist": {},
-    "fashion": {"dataset": "fashion", "epochs": 120, "std": 0.05, **ADAM},
+    "fashion": {"dataset": "fashion", "epochs": 120, "std": 0.05, "reward": "correct", **ADAM},
     "digits": {"dataset": "digits", "batch_size": 64, "epochs": 120, "plot_freq": 10},
-    "translated60": {**WIDE_RETINA, "canvas_size": 60},
-    "cluttered60": {**WIDE_RETINA, "canvas_size": 60, "num_clutter": 4},
-    "cluttered100": {**WIDE_RETINA, "canvas_size": 100, "num_clutter": 8, "num_patches": 4},
+    "translated60": {**CANVAS, "canvas_size": 60},
+    "cluttered60": {**CANVAS, "canvas_size": 60, "num_clutter": 4},
+    "cluttered100": {**CANVAS, "canvas_size": 100, "num_clutter": 8, "num_patches": 4},
     "folder": {"dataset": "folder"},
 }
 
