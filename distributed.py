@@ -51,8 +51,8 @@ class World:
         part = slice(begin, end) if begin < end else slice(0, 1)
         return Share(part, end - begin, (end - begin) * self.size / count)
 
-    def parallel(self, module: "nn.Module", some_unused: bool) -> "nn.Module":
-        """The module, whose backward pass averages the gradients over the processes; some parameters may have none."""
+    def parallel(self, module: "nn.Module") -> "nn.Module":
+        """The module, whose backward pass averages the gradients over the processes."""
         return module
 
     def mean(self, values: T, weight: float) -> T:
@@ -102,7 +102,7 @@ class Team(World):
             timeout=PATIENCE,
         )
 
-    def parallel(self, module, some_unused):
+    def parallel(self, module):
         from torch.nn.parallel import DistributedDataParallel
 
         with warnings.catch_warnings():
@@ -111,7 +111,6 @@ class Team(World):
                 module,
                 device_ids=[self.local_rank] if next(module.parameters()).is_cuda else None,
                 broadcast_buffers=False,  # the std changes alike in all
-                find_unused_parameters=some_unused,
             )
 
     def mean(self, values, weight):

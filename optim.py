@@ -173,7 +173,7 @@ def load_states(config: Config, model: nn.Module, optimizer: optim.Optimizer, sc
     # What the states must look like is seen on a model of the same sizes after a step of its own.
     twin = copy.deepcopy(model)
     for parameter in twin.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     reference = make_optimizer(config, twin)
     schedule = make_scheduler(config, reference).state_dict()
     reference.step()

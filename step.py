@@ -51,7 +51,7 @@ class TrainingStep:
     """Takes a batch with all its random numbers and moves the weights; nothing in it draws or waits for the device.
 
     Args:
-        config: its batch_size, num_glimpses, reinforce_weight, reward, clip_grad_norm and compile count.
+        config: its policy, core, batch_size, num_glimpses, reinforce_weight, reward, clip_grad_norm and compile count.
         model: whose weights are moved.
         optimizer: of these weights.
         world: the processes that average their gradients.
@@ -62,8 +62,11 @@ class TrainingStep:
         self.model = model
         self.optimizer = optimizer
         self.objective = Objective(config, model)
-        learns = config.policy == "learned" and model.num_choices > 0
-        self.shared_objective = world.parallel(self.objective, some_unused=not learns)
+        # What no rollout of this run uses has no gradient, and the optimizer no state of it.
+        model.locator.requires_grad_(config.policy == "learned" and model.num_choices > 0)
+        if config.core == "relu":
+            model.rnn.from_hidden.requires_grad_(config.num_glimpses > 1)
+        self.shared_objective = world.parallel(self.objective)
 
     def __call__(
         self, images: Tensor, labels: Tensor, first_locations: Tensor, noise: Tensor, weight: float = 1.0

@@ -144,6 +144,14 @@ def test_muon_steps_two_processes_as_one_of_twice_the_batch(server, flags, run):
     assert curves[0] == pytest.approx(curves[1], rel=5e-3)  # a single process of half the batch is off by 7e-2
 
 
+@pytest.mark.parametrize("more", [["--policy=oracle"], ["--num_glimpses=1", "--first_location=learned"]])
+def test_weights_that_no_rollout_uses_hold_no_process_up(server, flags, run, more):
+    one = run(*SETTINGS, *more, "--batch_size=64", "--run_name=one")
+    two = [*flags, *SETTINGS, *more, "--batch_size=32", "--run_name=two"]
+    assert wait(server, start(server, 2, *two)) == [0, 0]
+    assert_same_curve(one, get_config(two))
+
+
 def test_counts_are_exact_where_a_batch_has_fewer_images_than_there_are_processes(server, flags, run, capsys):
     """1,295 training images are 1,293 and 2, the 143 of validation 6 * 21 + 17, the 359 of the test 17 * 21 + 2."""
     one = run(*SETTINGS, "--batch_size=1293", "--run_name=one")

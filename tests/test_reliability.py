@@ -85,6 +85,9 @@ TASKS = {
     "plateau": ["--lr_patience=0", "--optimizer=muon"],
     "scales": ["--num_patches=2", "--glimpse_scale=2", "--locator_hidden=0", "--scan_radius=0"],
     "lstm": ["--core=lstm", "--core_init=identity"],
+    "unlearned": ["--policy=scan"],
+    "one glimpse": ["--num_glimpses=1", "--optimizer=adam"],
+    "one glimpse, chosen": ["--num_glimpses=1", "--first_location=learned"],
 }
 
 
@@ -103,8 +106,8 @@ def test_a_run_in_parts_equals_a_run_in_one(run, more, monkeypatch):
 
     with monkeypatch.context() as patched, pytest.raises(Interrupted, match="saved at step 8 of epoch 3"):
         patched.setattr(Trainer, "train_step", step_and_signal)
-        run("--run_name=parts", "--resume=True")
-    run("--run_name=parts", "--resume=True")
+        run("--run_name=parts", "--resume=True", *more)
+    run("--run_name=parts", "--resume=True", *more)
     assert_same(saved(straight), saved(parts))
     for a, b in zip(metrics_of(straight), metrics_of(parts), strict=True):
         assert_same([a["train"], a["valid"], a["lr"]], [b["train"], b["valid"], b["lr"]])
