@@ -87,7 +87,6 @@ TASKS = {
     "lstm": ["--core=lstm", "--core_init=identity"],
     "unlearned": ["--policy=scan"],
     "one glimpse": ["--num_glimpses=1", "--optimizer=adam"],
-    "one glimpse, chosen": ["--num_glimpses=1", "--first_location=learned"],
 }
 
 
