@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -152,7 +153,10 @@ def step_scheduler(scheduler: Scheduler, valid_acc: float):
     """Ends an epoch, whose validation accuracy a plateau is told by."""
     if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
         scheduler.step(valid_acc)
-    else:
+        return
+    with warnings.catch_warnings():
+        # A run that is resumed between an epoch's last step and its validation has no step before this.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         scheduler.step()
 
 

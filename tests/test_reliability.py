@@ -136,6 +136,7 @@ def test_whatever_else_draws_random_numbers_changes_nothing(run, monkeypatch):
     assert_same(saved(alone)[0]["model_state"], saved(disturbed)[0]["model_state"])
 
 
+@pytest.mark.filterwarnings("error:Detected call of")
 def test_a_signal_after_an_epochs_last_step_costs_nothing(run, flags, monkeypatch):
     """The checkpoint is of a whole pass that was not validated yet: a resume has no step left of it."""
     alone = run("--epochs=2", "--run_name=alone")
