@@ -189,6 +189,9 @@ def load_states(config: Config, model: nn.Module, optimizer: optim.Optimizer, sc
             raise ValueError(f"its optimizer was made with another {changed[0]}")
     optimizer.load_state_dict(checkpoint["optim_state"])
     scheduler.load_state_dict(checkpoint["scheduler_state"])
+    if isinstance(scheduler, lr_scheduler.LambdaLR):  # the rate saved is that of as many epochs as were wanted then
+        for group, lr, share in zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+            group["lr"] = lr * share(scheduler.last_epoch)
 
 
 def check_form(value, like, name: str):

@@ -120,7 +120,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, recipe, monke
 def test_resume_goes_on_to_more_epochs(run, capsys):
     run("--epochs=1")
     config = run("--resume=True", "--epochs=3")
-    assert [line["epoch"] for line in metrics_of(config)] == [1, 2, 3]
+    lines = metrics_of(config)
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert [line["lr"] / config.init_lr for line in lines] == pytest.approx([1, 0.75, 0.25])  # (1 + cos(pi t / 3)) / 2
     assert "Epoch 2/3" in capsys.readouterr().out
     assert json.loads((config.run_dir / "params.json").read_text())["epochs"] == 3
 
