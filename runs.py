@@ -21,6 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from config import Config, InputError, params_json
+from utils import describe_device, multiplies_in
 
 FORMAT = 2  # of checkpoints; a newer one is refused
 CHECKPOINT_KEYS = {
@@ -43,7 +44,7 @@ CHECKPOINT_KEYS = {
 
 
 @contextlib.contextmanager
-def open_run(config: Config) -> Iterator[None]:
+def open_run(config: Config, device: torch.device) -> Iterator[None]:
     """Makes the folder of a training, keeps its settings and surroundings there, and locks it until the training ends.
 
     The operating system holds the lock: it does not outlive the process, however that dies.
@@ -72,7 +73,9 @@ def open_run(config: Config) -> Iterator[None]:
             for folder in (config.run_logs, config.run_plots):
                 shutil.rmtree(folder, ignore_errors=True)
         if not config.resume:
-            write_whole(config.run_dir / "environment.json", (json.dumps(surroundings(), indent=2) + "\n").encode())
+            precision = str(multiplies_in(config.precision, device)).removeprefix("torch.")
+            around = {**surroundings(), "device": describe_device(device), "precision": precision}
+            write_whole(config.run_dir / "environment.json", (json.dumps(around, indent=2) + "\n").encode())
         write_whole(config.params_path, params_json(config).encode())
         yield
     finally:

@@ -89,7 +89,7 @@ class Trainer:
         config = self.config
         world = self.world
         with (
-            world.main_only(open_run(config)),
+            world.main_only(open_run(config, self.device)),
             open_writer(config, self.epoch, world.is_main) as writer,
             StopSignal(echoes=world.size > 1) as self.signal,
         ):

@@ -33,6 +33,11 @@ def pick_device(use_gpu: bool, world: World = ALONE) -> torch.device:
     return torch.device("cpu")
 
 
+def describe_device(device: torch.device) -> str:
+    """The name of a CUDA GPU, else "mps" or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def multiplies_in(precision: str, device: torch.device) -> torch.dtype:
     """The number format of a training step's matrix products; see `Config.precision`."""
     wanted = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))

@@ -323,6 +323,7 @@ class TestBadCheckpoints:
 
 
 def test_the_environment_stands_beside_the_run(run):
-    config = run("--epochs=1")
+    config = run("--epochs=1", "--precision=bfloat16")
     environment = json.loads((config.run_dir / "environment.json").read_text())
     assert environment["versions"]["torch"] == str(torch.__version__) and "commit" in environment
+    assert (environment["device"], environment["precision"]) == ("cpu", "bfloat16")
