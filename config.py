@@ -117,7 +117,7 @@ class Config:
     epochs: int = 30
     """Passes over the training images."""
     optimizer: Literal["muon", "adam", "sgd"] = "muon"
-    """Muon, whose steps are equally long in all directions, for the weights of hidden layers, with Adam for the rest;
+    """Muon, whose steps are equally long in all directions, for glimpse network and core, with Adam for the rest;
     Adam for all; or the paper's stochastic gradient descent with momentum."""
     init_lr: float = 2e-3
     """Learning rate of the first epoch."""
@@ -125,9 +125,9 @@ class Config:
     """Momentum of sgd and muon; decay of the running mean of gradients (beta 1) of adam."""
     lr_patience: int | None = None
     """None: the learning rate falls to 0 along a half cosine over the epochs. N: it falls tenfold once the validation
-    accuracy has not improved for N epochs."""
+    accuracy has not improved for more than N epochs."""
     train_patience: int = 50
-    """Stop once the validation accuracy has not improved for this many epochs."""
+    """Stop once the validation accuracy has not improved for more than this many epochs."""
     ema_decay: float = 0.998
     """Decay of the exponential average of the weights over the steps, which is what is validated, kept and tested; it
     is lower in the first steps. 0: the weights as they are."""
@@ -143,8 +143,8 @@ class Config:
 
     # The run
     compile: Literal["auto", "True", "False"] = "auto"
-    """Compile the training step, on a CUDA GPU into a CUDA graph; it takes half a minute and then saves a fifth of each
-    step on a CPU. auto: where the run is long enough for that to pay."""
+    """Compile the training step, on a CUDA GPU into a CUDA graph; it takes up to half a minute and then saves a fifth
+    of each step on a CPU, or more. auto: where the run is long enough for that to pay."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the training step's matrix products; auto: bfloat16 where the processor has it, which is faster
     and as accurate. All else, and every evaluation, is float32."""
@@ -153,7 +153,7 @@ class Config:
     best: bool = True
     """Test the best validation model; False tests the latest."""
     random_seed: int = 1
-    """Seed of the split, the weights, the order of the images, the first locations and the policy's noise."""
+    """Seed of the split, the weights, the images' order, places and clutter, the first locations and policy's noise."""
     data_dir: str = "./data"
     """Folder of the data sets, in torchvision's layout (MNIST/raw/train-images-idx3-ubyte and so on)."""
     ckpt_dir: str = "./ckpt"

@@ -22,7 +22,7 @@ class Export:
     run_dir: str = "./ckpt/ram_6_8x8_1"
     """Folder of the run's checkpoints."""
     models_dir: str = "./models"
-    """Folder to write to; the files are named after the run's task."""
+    """Folder to write to, over what is there; the files are named after the run's task."""
     half: bool = False
     """Keep the weights in half precision, in half the space; a model reads them back as float32, rounded to 11 bits."""
 

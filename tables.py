@@ -22,6 +22,8 @@ BEGIN, END = "<!-- {}: written by tables.py -->\n", "<!-- end of {} -->"
 ASIDE = {*FREE_ON_RESUME, "task", "num_glimpses", "random_seed", "compile"}
 # Settings that make another model; all others say how it is trained.
 MODEL = ("core", "scan_radius", "glimpse_hidden", "locator_hidden", "first_location")
+# What the summary marks, as the paper's model of images differs in it.
+MARKS = {("first_location", "centre"): "c", ("first_location", "learned"): "p", ("core", "lstm"): "l"}
 
 
 class Row(NamedTuple):
@@ -113,9 +115,12 @@ def summary_table(folder: Path) -> str:
 
 def beside_paper(row: Row, runs: list[dict]) -> str:
     """Test error, M = 1, of the line with the lowest validation error, and the paper's; bold unless that is lower."""
-    error = statistics.mean(errors(min(alike(runs), key=mean_valid_error), 1))
+    best = min(alike(runs), key=mean_valid_error)
+    error = statistics.mean(errors(best, 1))
     published = row.nips or row.arxiv
     cell = f"{error:.2f}" if published and published < error else f"**{error:.2f}**"
+    marks = "".join(mark for (name, value), mark in MARKS.items() if best[0]["config"][name] == value)
+    cell += f"<sup>{marks}</sup>" if marks else ""
     source = "" if row.nips else "arXiv "
     return f"{cell} ({source}{published:.2f})" if published else cell
 
