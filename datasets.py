@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,11 +59,13 @@ class ImageFiles(Dataset):
 
         try:
             with Image.open(self.paths[i]) as image:
+                if image.mode.startswith("I;16"):  # which convert would cut off at 255
+                    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
                 image = image.convert("L" if self.channels == 1 else "RGB")
                 if image.size != self.size[::-1]:
                     image = image.resize(self.size[::-1], Image.Resampling.BILINEAR)
                 return pil_to_tensor(image), self.labels[i]
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for broken files
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what broken files raise
             raise InputError(f"{self.paths[i]} cannot be read as an image ({error}): mend or remove it") from error
 
     def take(self, index: Tensor) -> "ImageFiles":
@@ -184,7 +187,8 @@ def _inspect(paths: list[str], resized: bool) -> tuple[bool, tuple[int, int]]:
     """Whether any image is in colour, and the height and width of all, from their headers alone.
 
     Raises:
-        InputError: one cannot be read, or, where they are not to be resized, their sizes differ.
+        InputError: one cannot be read, has pixels of more than 16 bits, or, where they are not to be resized, another
+            size.
     """
     from PIL import Image
 
@@ -192,10 +196,12 @@ def _inspect(paths: list[str], resized: bool) -> tuple[bool, tuple[int, int]]:
     for path in paths:
         try:
             with Image.open(path) as image:
-                colour |= image.mode not in ("1", "L", "LA", "I", "I;16", "F")
-                size = (image.height, image.width)
-        except OSError as error:
+                mode, size = image.mode, (image.height, image.width)
+        except (OSError, Image.DecompressionBombError) as error:
             raise InputError(f"{path} cannot be read as an image ({error}): mend or remove it") from error
+        if mode in ("I", "F"):  # nobody knows between which numbers they lie
+            raise InputError(f"{path} has pixels of 32 bits: save the images with 8 or 16")
+        colour |= mode not in ("1", "L", "LA") and not mode.startswith("I;16")
         first = first or size
         if size != first and not resized:
             raise InputError(
@@ -213,6 +219,8 @@ def decode(files: ImageFiles, batches: Sequence[Tensor], num_workers: int):
     """
     order = [index.tolist() for index in batches]
     try:
-        yield from DataLoader(files, batch_sampler=order, num_workers=min(num_workers, len(files)))
+        # Its workers' seed, for which nothing here has a use, is not to be drawn where the initial weights are.
+        alone = torch.Generator()
+        yield from DataLoader(files, batch_sampler=order, num_workers=min(num_workers, len(files)), generator=alone)
     except InputError as error:  # a worker's comes wrapped in its traceback
-        raise InputError(str(error).strip().splitlines()[-1].removeprefix("config.InputError: ")) from None
+        raise InputError(str(error).strip().splitlines()[-1].removeprefix("flags.InputError: ")) from None

@@ -70,6 +70,35 @@ def test_classes_channels_and_sizes_come_from_the_data(folder):
     assert isinstance(train.examples, Examples)
 
 
+@pytest.mark.parametrize("byte_order", ["<u2", ">u2"])
+def test_grey_images_of_16_bits_keep_their_shades(tmp_path, byte_order):
+    shades = np.arange(0, 65536, 64, dtype=byte_order).reshape(32, 32)
+    for half in ("train", "test"):
+        (tmp_path / half / "a").mkdir(parents=True)
+        Image.fromarray(shades).save(tmp_path / half / "a" / "1.tiff")
+        Image.fromarray(shades.astype("<u2")).save(tmp_path / half / "a" / "2.png")
+    examples, _ = read_examples(config_of(tmp_path), train=True)
+    assert examples.images.shape == (2, 1, 32, 32)
+    for image in examples.images:
+        assert torch.equal(image[0], torch.from_numpy((shades // 256).astype(np.uint8)))
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_images_of_32_bits_are_refused(tmp_path, kind):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    Image.fromarray(np.ones((9, 9), kind)).save(tmp_path / "train" / "a" / "1.tiff")
+    with pytest.raises(InputError, match=r"1\.tiff has pixels of 32 bits: save the images with 8 or 16"):
+        read_examples(config_of(tmp_path), train=True)
+
+
+def test_what_decoding_draws_is_not_what_the_weights_are_drawn_from(folder):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    read_examples(config_of(folder), train=True)
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_grey_images_have_one_channel(tmp_path):
     random = np.random.default_rng(0)
     for half in ("train", "test"):
