@@ -75,7 +75,8 @@ def heat_map_figure(averages: Averages) -> Figure:
     steps, num_classes = len(averages.by_glimpse), len(averages.classes)
     ratio = averages.mean_image.shape[1] / averages.mean_image.shape[2]
     head, title = 0.3, 0.22
-    wide, small = min(WIDTH / (1 + steps), 1.5) - GAP, WIDTH / PER_ROW - GAP  # of a map above, and below
+    gap = min(GAP, WIDTH / (1 + steps) / 3)
+    wide, small = min(WIDTH / (1 + steps), 1.5) - gap, WIDTH / PER_ROW - GAP  # of a map above, and below
     class_row = title + 2 * small * ratio + 2 * GAP
     lower = head + 2 * title + wide * ratio  # where the lower half begins
     figure = new_figure(WIDTH, lower + head + class_row * -(-num_classes // PER_ROW))
@@ -87,7 +88,7 @@ def heat_map_figure(averages: Averages) -> Figure:
              "learned": "all chosen"}[averages.first_location]  # fmt: skip
     write(f"Mean test image, and where the glimpses fall, on a logarithmic scale: {begun}", 0)
     for i in range(1 + steps):
-        ax = place(figure, GAP / 2 + i * (wide + GAP), head + 2 * title, wide, wide * ratio)
+        ax = place(figure, gap / 2 + i * (wide + gap), head + 2 * title, wide, wide * ratio)
         if i == 0:
             show_mean(ax, averages.mean_image)
             ax.set_title("mean image", fontsize=8, pad=3)

@@ -187,8 +187,9 @@ def say(ax: Axes, glimpses: Glimpses, i: int, step: int):
 
 
 def short(name: str) -> str:
-    """A class's name, cut to what has room beside an image."""
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    """A class's name, cut to what has room beside an image, without matplotlib's formulas."""
+    cut = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return cut.replace("$", r"\$")
 
 
 def most_likely(glimpses: Glimpses, i: int) -> list[int]:
@@ -262,23 +263,25 @@ def png(figure: Figure) -> bytes:
 def animation(frames: Iterator[Image.Image], suffix: str, fps: float) -> bytes:
     """All frames as one file: .gif, .mp4, or .png, a sheet."""
     drawn = list(frames)
-    return sheet(drawn) if suffix == ".png" else gif(drawn, fps) if suffix == ".gif" else mp4(drawn, fps)
+    if suffix != ".png":
+        return gif(drawn, fps) if suffix == ".gif" else mp4(drawn, fps)
+    buffer = io.BytesIO()
+    sheet(drawn).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
-def sheet(frames: list[Image.Image]) -> bytes:
-    """A PNG of all frames, one below the other."""
+def sheet(frames: list[Image.Image]) -> Image.Image:
+    """All frames, one below the other."""
     width, height = frames[0].size
     whole = Image.new("RGB", (width, height * len(frames)))
     for i, frame in enumerate(frames):
         whole.paste(frame, (0, i * height))
-    buffer = io.BytesIO()
-    whole.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    return whole
 
 
 def gif(frames: list[Image.Image], fps: float) -> bytes:
     """An endless animation; its frames share one palette, so that nothing flickers."""
-    palette = Image.open(io.BytesIO(sheet(frames))).quantize(128, Image.Quantize.MAXCOVERAGE)
+    palette = sheet(frames).quantize(128, Image.Quantize.MAXCOVERAGE)
     first, *rest = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     durations = [round(1000 / fps)] * len(rest) + [round(LAST_FRAMES * 1000 / fps)]
     buffer = io.BytesIO()

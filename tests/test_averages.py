@@ -1,5 +1,6 @@
 """Averages over a test set: heat maps count every glimpse, and early answers are what a naive count gives."""
 
+import itertools
 import json
 
 import numpy as np
@@ -57,6 +58,13 @@ def test_a_heat_map_shows_its_counts_as_they_lie(source):
     shown = [ax.images[0].get_array() for ax in heat_map_figure(averages).axes]
     maps = [array.filled(0) for array in shown if np.ma.isMaskedArray(array) and array.ndim == 2]
     np.testing.assert_array_equal(maps, [*averages.by_glimpse, *averages.by_class])
+
+
+def test_many_glimpses_have_maps_side_by_side(source):
+    averages = average(source)
+    many = averages._replace(by_glimpse=np.ones((300, *averages.by_glimpse.shape[1:])))
+    boxes = [ax.get_position() for ax in heat_map_figure(many).axes[:301]]
+    assert all(0 <= a.x0 < a.x1 <= b.x0 < b.x1 <= 1 for a, b in itertools.pairwise(boxes))
 
 
 def test_a_command_writes_both_pictures_into_the_runs_plots(source, capsys):

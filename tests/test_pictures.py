@@ -35,6 +35,11 @@ def test_a_box_covers_what_the_retina_read(glimpses):
             np.testing.assert_array_equal(glimpses.patches[i, t, 0, 0], inside)
 
 
+def test_a_class_may_be_named_as_a_formula_is(glimpses):
+    count = len(glimpses.classes)
+    assert list(glimpse_frames(glimpses._replace(classes=np.array(["$5_$", "$", "a$b$c"][:count]))))
+
+
 def test_wider_boxes_hold_the_finer_ones(glimpses):
     boxes = glimpses.boxes()
     fine, coarse = boxes[:, :, 0], boxes[:, :, 1]

@@ -135,6 +135,12 @@ def test_a_selection_of_nothing_says_so(fields, message, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["glimpses_1.npz"]
 
 
+def test_other_files_beside_the_saved_glimpses_are_none(tmp_path, glimpses):
+    for name in ("glimpses_1.npz", "glimpses_1 (copy).npz", "glimpses_best.npz"):
+        save_glimpses(tmp_path / name, glimpses)
+    assert plot_glimpses.find_glimpses(tmp_path, None) == tmp_path / "glimpses_1.npz"
+
+
 def test_saved_glimpses_open_without_pickle(tmp_path, glimpses):
     save_glimpses(tmp_path / "glimpses_1.npz", glimpses)
     loaded = load_glimpses(tmp_path / "glimpses_1.npz")
