@@ -14,12 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from flags import parse_flags
-
-
-class InputError(ValueError):
-    """Something the user can put right: a flag, a file, a folder. The command line prints it as one line."""
-
+from flags import InputError, parse_flags
 
 # What the recorded runs of these tasks have; Muon was tried on canvases, but not in all of their rows.
 ADAM = {"optimizer": "adam", "init_lr": 1e-3, "reinforce_weight": 0.01}
@@ -184,10 +179,12 @@ class Config:
             self._require(name, _fits(getattr(self, name), kind), f"of {kind}".replace("of typing.Literal", "one of "))
         for name in ("patch_size", "glimpse_scale", "num_patches", "loc_hidden", "glimpse_hidden", "num_glimpses",
                      "hidden_size", "M", "batch_size", "epochs", "print_freq", "plot_freq"):  # fmt: skip
-            self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
+            self._require(name, 1 <= getattr(self, name) < 2**31, "a whole number from 1 to 2**31 - 1")
         for name in ("locator_hidden", "train_patience", "canvas_size", "num_clutter", "image_height", "image_width",
                      "num_workers", "stop_after_epoch", "save_every_steps"):  # fmt: skip
-            self._require(name, getattr(self, name) >= 0, "a whole number of at least 0")
+            self._require(name, 0 <= getattr(self, name) < 2**31, "a whole number from 0 to 2**31 - 1")
+        widest = self.patch_size * self.glimpse_scale ** min(self.num_patches - 1, 31)
+        self._require("num_patches", widest < 2**16, "fewer: the widest patch is to be under 65536 pixels wide")
         self._require("lr_patience", self.lr_patience is None or self.lr_patience >= 0, "None or at least 0")
         for name in ("std", "init_lr"):
             self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
@@ -242,7 +239,8 @@ class Config:
     @property
     def is_shipped(self) -> bool:
         """Whether a test is of a model that export.py put by itself into ckpt_dir, and of no run."""
-        return not self.is_train and not self.run_dir.exists() and (Path(self.ckpt_dir) / f"{self.task}.pt").exists()
+        path = Path(self.ckpt_dir) / f"{self.task}.pt"
+        return not (self.is_train or self.run_name or self.run_dir.exists()) and path.exists()
 
     @property
     def checkpoint_path(self) -> Path:
@@ -272,7 +270,7 @@ PER_CALL = ("is_train", "resume", "overwrite", "best", "show_sample", "ckpt_dir"
             "stop_after_epoch")  # fmt: skip
 # What may differ from the run that is resumed or tested.
 FREE = (*PER_CALL, "M", "num_workers", "data_dir", "use_gpu", "use_tensorboard", "print_freq", "plot_freq")
-FREE_ON_RESUME = (*FREE, "epochs", "train_patience", "save_every_steps")
+FREE_ON_RESUME = (*FREE, "epochs", "train_patience", "clip_grad_norm", "save_every_steps")
 FREE_ON_TEST = (*FREE, "batch_size")
 # What runs did before there was a choice: their saved settings lack these.
 BEFORE = {"core": "relu", "core_init": "uniform", "reward": "correct", "std_share": 0.7, "ema_decay": 0.0,

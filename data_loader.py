@@ -39,6 +39,11 @@ class DataSpec(NamedTuple):
     mean: list[float]  # per channel, of the training images as numbers from 0 to 1
     std: list[float]
 
+    def fits(self, other: "DataSpec") -> bool:
+        """Whether both tell of the same images; mean and std of another sample, or rounded otherwise, may differ."""
+        numbers = zip([*self.mean, *self.std], [*other.mean, *other.std], strict=True)
+        return self[:4] == other[:4] and all(abs(a - b) < 1e-3 for a, b in numbers)
+
 
 def spec_of(checkpoint: dict, path: str | Path) -> DataSpec:
     """What a checkpoint, read from path, knows of its data.

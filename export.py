@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from config import InputError, config_of, params_json
-from flags import parse_flags
+from flags import parse_flags, refusals_told
 from runs import load_checkpoint, save_checkpoint, write_whole
 
 OF_TRAINING = {"trained_state": {}, "optim_state": {}, "scheduler_state": {}, "meter": {}, "random_states": []}
@@ -50,6 +50,7 @@ def main(args: Export) -> Path:
 
 if __name__ == "__main__":
     try:
-        main(parse_flags(Export, None, Export(), prog="export.py"))
+        with refusals_told():
+            main(parse_flags(Export, None, Export(), prog="export.py"))
     except InputError as error:
         sys.exit(f"export.py: {error}")

@@ -1,16 +1,39 @@
-"""Flags in, a frozen dataclass out: what every command line here is parsed by.
+"""What every command line here has in common: flags in, a frozen dataclass out, and one line for what went wrong.
 
 args = parse_flags(Export, None, Export(), prog="export.py")
+with refusals_told():
+    main(args)
 """
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import tyro
 
 T = TypeVar("T")
+
+
+class InputError(ValueError):
+    """Something the user can put right: a flag, a file, a folder. The command line prints it as one line."""
+
+
+@contextlib.contextmanager
+def refusals_told() -> Iterator[None]:
+    """Raises as InputErrors what the file system and the memory refuse."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise InputError(f"cannot use {error.filename} ({error.strerror}): mend that, or name another") from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "tried to allocate" not in str(error).lower():
+            raise
+        raise InputError("out of memory: choose smaller batches, canvases, images or models") from error
 
 
 def parse_flags(cls: type[T], argv: list[str] | None, default: T, prog: str) -> T:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from averages import accuracy_figure, average, heat_map_figure
 from config import TASKS, Config, InputError
 from data_loader import get_train_valid_loader
-from flags import parse_flags
+from flags import parse_flags, refusals_told
 from glimpses import look_at_chosen, open_checkpoint, patch_boxes
 from modules import Retina
 from pictures import BOX_COLOURS, animation, draw_boxes, glimpse_frames, new_figure, png, show, show_patch
@@ -115,6 +115,7 @@ def draw_task(column: list[Axes], config: Config):
 
 if __name__ == "__main__":
     try:
-        main(parse_flags(GalleryConfig, None, GalleryConfig(), prog="gallery.py"))
+        with refusals_told():
+            main(parse_flags(GalleryConfig, None, GalleryConfig(), prog="gallery.py"))
     except InputError as error:
         sys.exit(f"gallery.py: {error}")

@@ -11,6 +11,7 @@ import sys
 
 from config import Config, InputError, get_config
 from distributed import ALONE, World, join, keep_batch
+from flags import refusals_told
 
 
 def main(config: Config, world: World = ALONE):
@@ -44,14 +45,15 @@ def run(argv: list[str] | None = None) -> int:
     """`main` as a command: prints what the user can put right as one line, and gives the exit code."""
     with join() as world:
         try:
-            with world.main_first():
-                config = get_config(argv)
-            main(config, world)
+            with refusals_told():
+                with world.main_first():
+                    config = get_config(argv)
+                main(config, world)
             return 0
         except InputError as error:
             world.last_words(f"main.py: {error}")
         except KeyboardInterrupt as error:
-            world.last_words(f"main.py: {error or 'interrupted'}")
+            world.last_words(f"main.py: {str(error) or 'interrupted'}")
             return getattr(error, "exit_code", 130)
     return 1
 

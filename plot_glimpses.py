@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config import Config, InputError
-from flags import parse_flags
+from flags import parse_flags, refusals_told
 
 DEFAULT_DIR = "./plots/ram_6_8x8_1"
 
@@ -107,7 +107,8 @@ def find_glimpses(plot_dir: Path, epoch: int | None) -> Path:
     Raises:
         InputError: there is none.
     """
-    saved = {int(path.stem.removeprefix("glimpses_")): path for path in plot_dir.glob("glimpses_[0-9]*.npz")}
+    named = [(path.stem.removeprefix("glimpses_"), path) for path in plot_dir.glob("glimpses_*.npz")]
+    saved = {int(number): path for number, path in named if number.isdecimal()}
     if not saved:
         raise InputError(f"no saved glimpses in {plot_dir}: train first, or name the run's folder with --plot_dir=")
     if epoch is not None and epoch not in saved:
@@ -142,6 +143,7 @@ def write(path: Path, content: bytes) -> Path:
 
 if __name__ == "__main__":
     try:
-        main(parse_flags(PlotConfig, None, PlotConfig(), prog="plot_glimpses.py"))
+        with refusals_told():
+            main(parse_flags(PlotConfig, None, PlotConfig(), prog="plot_glimpses.py"))
     except InputError as error:
         sys.exit(f"plot_glimpses.py: {error}")

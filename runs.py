@@ -29,6 +29,7 @@ CHECKPOINT_KEYS = {
     "epoch": int,  # epochs done
     "step": int,  # steps done of the epoch under way
     "meter": dict,  # training metrics of those steps
+    "seconds": float,  # that they took
     "model_state": dict,  # what is tested: the average of the weights over the steps
     "trained_state": dict,  # the weights themselves, which training goes on with
     "optim_state": dict,
@@ -44,14 +45,16 @@ CHECKPOINT_KEYS = {
 
 
 @contextlib.contextmanager
-def open_run(config: Config, device: torch.device) -> Iterator[None]:
+def open_run(config: Config, device: torch.device, epoch: int, step: int) -> Iterator[None]:
     """Makes the folder of a training, keeps its settings and surroundings there, and locks it until the training ends.
 
     The operating system holds the lock: it does not outlive the process, however that dies.
 
+    Args:
+        epoch, step: done by the checkpoint that is resumed, which was read before.
     Raises:
-        InputError: another process trains there; it holds another run, and neither resume nor overwrite is set; or it
-            cannot be written.
+        InputError: another process trains there, or has trained on; it holds another run, and neither resume nor
+            overwrite is set; or it cannot be written.
     """
     try:
         config.run_dir.mkdir(parents=True, exist_ok=True)
@@ -67,7 +70,9 @@ def open_run(config: Config, device: torch.device) -> Iterator[None]:
                 f"{config.run_dir} holds a run already: --resume=True goes on with it, --run_name=NAME trains beside "
                 f"it, --overwrite=True throws it away"
             )
-        if config.overwrite and not config.resume:
+        if config.resume:
+            check_latest(config.checkpoint_path, epoch, step)
+        elif config.overwrite:
             for name in ("last.pt", "best.pt", "metrics.jsonl", "test.json"):
                 (config.run_dir / name).unlink(missing_ok=True)
             for folder in (config.run_logs, config.run_plots):
@@ -129,7 +134,11 @@ def load_checkpoint(path: str | Path) -> dict:
     if path.is_dir():
         raise InputError(f"{path} is a folder, not a checkpoint: name a file in it")
     if not path.exists():
-        raise InputError(f"no checkpoint at {path}: train first, or name the run with --run_name= and --ckpt_dir=")
+        begun = path.name == "best.pt" and path.with_name("last.pt").exists()
+        latest = "--best=False tests last.pt, which its first epoch has left; " if begun else ""
+        raise InputError(
+            f"no checkpoint at {path}: {latest}train first, or name the run with --run_name= and --ckpt_dir="
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():  # torch reads a flipped bit as readily as any other
@@ -146,8 +155,9 @@ def load_checkpoint(path: str | Path) -> dict:
         raise InputError(
             f"{path} has format {checkpoint['format']}, and this version reads up to {FORMAT}: use the newer version"
         )
-    # As it was before there could be more processes, or an average.
+    # As it was before there could be more processes, or an average, or anyone counted.
     checkpoint.setdefault("processes", 1)
+    checkpoint.setdefault("seconds", 0.0)
     checkpoint.setdefault("trained_state", checkpoint.get("model_state"))
     for key, kind in CHECKPOINT_KEYS.items():
         if not isinstance(checkpoint.get(key), kind):
@@ -187,10 +197,17 @@ def read_environment(run_dir: Path) -> dict:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl."""
+    """The lines of a run's metrics.jsonl.
+
+    Raises:
+        InputError: they are no epochs.
+    """
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    except ValueError as error:
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        for line in lines:
+            sum([line["epoch"], line["seconds"], line["lr"], line["train"]["acc"], line["valid"]["acc"]])
+        return lines
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}): restore it or remove it") from error
 
 
@@ -204,21 +221,22 @@ def record_test(config: Config, test: dict, best_valid_acc: float):
     """
     path = config.run_dir / "test.json"
     tests = {f"M={test['M']}": test}
-    with contextlib.suppress(OSError, ValueError, KeyError, AttributeError, TypeError):
-        before = json.loads(path.read_text())["tests"].items()
-        tests = {**{name: other for name, other in before if other["epoch"] == test["epoch"]}, **tests}
-    epochs = read_metrics(config.run_dir / "metrics.jsonl")
-    record = {
-        "tests": tests,
-        "best_valid_acc": best_valid_acc,
-        "valid_acc_per_epoch": [epoch["valid"]["acc"] for epoch in epochs],
-        "seconds_per_epoch": [epoch["seconds"] for epoch in epochs],
-        "config": asdict(config),
-        "trained_with": read_environment(config.run_dir),
-    }
     try:
-        write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
-    except InputError as error:  # a finished model may well lie where nobody can write
+        epochs = read_metrics(config.run_dir / "metrics.jsonl")
+        with FileLock(config.run_dir / "test.lock"):  # one with another M may end at the same moment
+            with contextlib.suppress(OSError, ValueError, KeyError, AttributeError, TypeError):
+                before = json.loads(path.read_text())["tests"].items()
+                tests = {**{name: other for name, other in before if other["epoch"] == test["epoch"]}, **tests}
+            record = {
+                "tests": tests,
+                "best_valid_acc": best_valid_acc,
+                "valid_acc_per_epoch": [epoch["valid"]["acc"] for epoch in epochs],
+                "seconds_per_epoch": [epoch["seconds"] for epoch in epochs],
+                "config": asdict(config),
+                "trained_with": read_environment(config.run_dir),
+            }
+            write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
+    except (InputError, OSError) as error:  # a finished model may well lie where nobody can write
         print(f"[!] {error}")
 
 

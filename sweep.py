@@ -20,6 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config import InputError
+from flags import refusals_told
 from sweep_config import Sweep, parse
 
 
@@ -88,7 +89,7 @@ def supervise(sweep: Sweep, study):
         interrupt.exit_code = 128 + received[0]
         raise interrupt
     if len(shown) < sweep.total:
-        last = log.read_text().splitlines()[-1]
+        last = (log.read_text().splitlines() or ["nothing"])[-1]
         raise InputError(f"all workers have stopped, {state}; {log} ends with: {last}")
 
 
@@ -134,7 +135,8 @@ def stop_signals() -> Iterator[list[int]]:
 def run(argv: list[str] | None = None) -> int:
     """`main` as a command: prints what the user can put right as one line, and gives the exit code."""
     try:
-        main(parse(sys.argv[1:] if argv is None else argv))
+        with refusals_told():
+            main(parse(sys.argv[1:] if argv is None else argv))
     except InputError as error:
         print(f"sweep.py: {error}", file=sys.stderr)
         return 1

@@ -34,8 +34,8 @@ class SweepConfig:
     sampler: Literal["random", "tpe"] = "random"
     """Random search, or the tree-structured Parzen estimator, which learns from the trials before."""
     prune: bool = True
-    """Stop a trial whose error is above the median of the others at the same epoch, from a quarter of the epochs on, once
-    five are done."""
+    """Stop a trial whose error is above the median of the others at the same epoch, from a quarter of the epochs on,
+    once five are done."""
     workers: int = 1
     """Processes on this machine, which share its cores; 0: be one worker, here, without bar and report, as a job of a
     queue."""

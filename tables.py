@@ -19,7 +19,7 @@ from config import BEFORE, FREE_ON_RESUME, TASKS, Config
 ROOT = Path(__file__).parent
 BEGIN, END = "<!-- {}: written by tables.py -->\n", "<!-- end of {} -->"
 # Settings that are no flags of a line: they have columns of their own, or change no number but by rounding.
-ASIDE = {*FREE_ON_RESUME, "task", "num_glimpses", "random_seed", "compile"}
+ASIDE = {*FREE_ON_RESUME, "task", "num_glimpses", "random_seed", "compile"} - {"clip_grad_norm"}
 # Settings that make another model; all others say how it is trained.
 MODEL = ("core", "scan_radius", "glimpse_hidden", "locator_hidden", "first_location")
 # What the summary marks, as the paper's model of images differs in it.

@@ -13,13 +13,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import Config, InputError
-from data_loader import Batch, Loader, save_samples
+from data_loader import Batch, Loader, save_samples, spec_of
 from evaluation import Metrics, evaluate, evaluation_locations
 from glimpses import NUM_SAVED, look, save_glimpses
 from model import Losses, RecurrentAttention, draw_first_locations, first_not_finite
 from optim import average_weights, load_states, make_optimizer, make_scheduler, policy_std, step_scheduler
 from policies import given_locations
-from runs import append_metrics, check_latest, open_run, record_test, save_checkpoint
+from runs import append_metrics, open_run, record_test, save_checkpoint
 from step import TrainingStep
 from utils import (
     AverageMeter,
@@ -74,6 +74,7 @@ class Trainer:
         self.epoch = 0  # epochs done
         self.step = 0  # steps done of the epoch under way
         self.meter = AverageMeter()  # training metrics of those steps
+        self.seconds = 0.0  # that they took
         self.best_valid_acc = 0.0  # %
         self.epochs_since_best = 0
         if checkpoint:
@@ -89,25 +90,22 @@ class Trainer:
         config = self.config
         world = self.world
         with (
-            world.main_only(open_run(config, self.device)),
+            world.main_only(open_run(config, self.device, self.epoch, self.step)),
             open_writer(config, self.epoch, world.is_main) as writer,
             StopSignal(echoes=world.size > 1) as self.signal,
         ):
-            if config.resume:  # the checkpoint was read before the run was locked
-                check_latest(config.checkpoint_path, self.epoch, self.step)
             counts = self.train_loader.num_images, self.valid_loader.num_images
             print("[*] Train on {} samples, validate on {} samples".format(*counts))
             if config.show_sample and world.is_main:
                 save_samples(self.train_loader, config.run_plots / "samples.png")
             self.descend.compile(self.spec, steps=config.epochs * len(self.train_loader))
             while not self.finished():
-                began, lr = time.perf_counter(), self.optimizer.param_groups[0]["lr"]
-                images = self.train_loader.num_images - self.meter.weight  # fewer where an epoch is resumed
+                self.began, lr = time.perf_counter() - self.seconds, self.optimizer.param_groups[0]["lr"]
                 train = self.train_one_epoch()
-                images_per_second = images / (time.perf_counter() - began)
+                images_per_second = self.train_loader.num_images / (time.perf_counter() - self.began)
                 valid = self.evaluate(self.valid_loader)
-                pace = {"lr": lr, "images_per_second": images_per_second, "seconds": time.perf_counter() - began}
-                self.epoch, self.step, self.meter = self.epoch + 1, 0, AverageMeter()
+                pace = {"lr": lr, "images_per_second": images_per_second, "seconds": time.perf_counter() - self.began}
+                self.epoch, self.step, self.meter, self.seconds = self.epoch + 1, 0, AverageMeter(), 0.0
                 is_best = self.epoch == 1 or valid.acc > self.best_valid_acc
                 self.best_valid_acc = valid.acc if is_best else self.best_valid_acc
                 self.epochs_since_best = 0 if is_best else self.epochs_since_best + 1
@@ -163,20 +161,26 @@ class Trainer:
         return Metrics(*losses, acc=100 * accuracy, correct=round(accuracy * self.meter.weight))
 
     def check_finite(self, losses: list[Tensor]):
-        """Stops at a loss of the latest steps, (terms,) each, that is infinite or not a number, before it is saved.
+        """Stops at a loss of the latest steps, (terms,) each, or at weights that are infinite or not numbers, before
+        they are saved.
 
         Raises:
             InputError: with the step, the term, and the checkpoint to go on with.
         """
         found = first_not_finite(torch.stack(losses)) if losses else None
+        weights = torch.stack([parameter.detach().sum() for parameter in self.model.parameters()])
         if found:
             step, term, value = found
-            last = self.config.run_dir / "last.pt"
-            raise InputError(
-                f"the {term} loss is {value} at step {self.step - len(losses) + step + 1} of epoch {self.epoch + 1}: "
-                f"lower --init_lr= or set --clip_grad_norm=; "
-                + (f"{last} is from before it" if last.exists() else "nothing was saved yet")
-            )
+            what = f"the {term} loss is {value} at step {self.step - len(losses) + step + 1}"
+        elif not weights.isfinite().all():
+            what = f"the weights are not finite after step {self.step}"
+        else:
+            return
+        last = self.config.run_dir / "last.pt"
+        raise InputError(
+            f"{what} of epoch {self.epoch + 1}: train anew with a lower --init_lr= or with --clip_grad_norm=1; "
+            + (f"{last} is from before it, --resume=True takes the latter" if last.exists() else "nothing is saved yet")
+        )
 
     def train_step(self, batch: Batch, generator: torch.Generator) -> Losses:
         """One step of gradient descent, taken into the average; nothing here waits for the device."""
@@ -198,9 +202,9 @@ class Trainer:
         metrics = self.evaluate(self.test_loader)
         count = self.test_loader.num_images
         record = {**metrics._asdict(), "images": count, "M": self.config.M, "epoch": self.epoch}
+        print(f"[*] Test Acc: {metrics.correct}/{count} ({metrics.acc:.2f}% - {100 - metrics.acc:.2f}%)")
         if self.world.is_main and not self.config.is_shipped:
             record_test(self.config, record, self.best_valid_acc)
-        print(f"[*] Test Acc: {metrics.correct}/{count} ({metrics.acc:.2f}% - {100 - metrics.acc:.2f}%)")
         return metrics
 
     def report(self, writer, train: Metrics, valid: Metrics, pace: dict[str, float], is_best: bool):
@@ -218,7 +222,7 @@ class Trainer:
         for part, metrics in passes.items():
             for name, value in metrics.items():
                 writer.add_scalar(f"{name}/{part}", value, self.epoch)
-        if self.epoch % self.config.plot_freq == 0:
+        if self.epoch % self.config.plot_freq == 0 or self.epoch == self.config.epochs:
             self.save_glimpses(writer)
 
     def save_glimpses(self, writer):
@@ -239,6 +243,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "meter": self.meter.state_dict(),
+            "seconds": time.perf_counter() - self.began if self.step else 0.0,
             "model_state": self.average.state_dict(),
             "trained_state": self.model.state_dict(),
             "optim_state": self.optimizer.state_dict(),
@@ -262,16 +267,18 @@ class Trainer:
             InputError: it was trained on other data than these, or it contradicts itself.
         """
         path = self.config.checkpoint_path
-        if checkpoint["data"] != self.spec._asdict():
+        spec = spec_of(checkpoint, path)
+        if not spec.fits(self.spec):
             raise InputError(f"{path} was trained on other images than those of --data_dir={self.config.data_dir}")
+        self.spec = spec
         self.epoch = checkpoint["epoch"]
         self.best_valid_acc = checkpoint["best_valid_acc"]
         if not self.config.is_train:
             return
-        self.step = checkpoint["step"]
+        self.step, self.seconds = checkpoint["step"], checkpoint["seconds"]
         self.epochs_since_best = checkpoint["epochs_since_best"]
         try:
-            if min(self.epoch, self.step, self.epochs_since_best) < 0:
+            if min(self.epoch, self.step, self.seconds, self.epochs_since_best) < 0:
                 raise ValueError("it counts below 0")
             self.meter.load_state_dict(checkpoint["meter"], len(Losses._fields), self.device)
             self.model.load_state_dict(checkpoint["trained_state"])

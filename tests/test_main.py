@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import main
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -77,6 +79,42 @@ def test_the_first_batch_comes_within_six_seconds_of_processor_time(flags):
 
 def test_a_value_out_of_range():
     assert_one_line(command("--std=0"), "std=0.0 is not allowed", "above 0")
+
+
+def assert_refused(capsys, flags: list[str], *hints: str):
+    """As `assert_one_line`, of a command within this process, which is quicker."""
+    assert main.run(flags) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert all(hint in line for hint in hints), line
+
+
+def test_what_the_file_system_refuses(flags, trained, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert_refused(capsys, ["--task=folder", f"--data_dir={tmp_path / 'file'}", *flags[1:]], "file/train", "mend that")
+    assert_refused(capsys, [*flags, f"--run_name={'long' * 80}", "--is_train=False"], "File name too long", "mend that")
+
+
+def test_more_than_fits_into_memory(flags, capsys):
+    assert_refused(capsys, [*flags, "--canvas_size=1000000"], "out of memory: choose smaller batches, canvases")
+
+
+def test_a_run_without_a_best_model_yet(flags, trained, capsys):
+    (trained.run_dir / "best.pt").unlink()
+    assert_refused(capsys, [*flags, "--is_train=False"], "no checkpoint at", "--best=False tests last.pt")
+
+
+def test_a_mistyped_run_is_not_tested_as_a_shipped_model(flags, trained, capsys):
+    (trained.run_dir / "best.pt").rename(trained.run_dir.parent / "digits.pt")
+    (trained.run_dir / "params.json").rename(trained.run_dir.parent / "digits.json")
+    assert_refused(capsys, [*flags, "--run_name=typo", "--is_train=False"], "no checkpoint", "typo/best.pt")
+
+
+def test_metrics_that_are_none_cost_no_test(flags, trained, capsys):
+    (trained.run_dir / "metrics.jsonl").write_text("{}\n")
+    assert main.run([*flags, "--is_train=False"]) == 0
+    printed = capsys.readouterr().out
+    assert "Test Acc" in printed and "metrics.jsonl is damaged" in printed
+    assert_refused(capsys, [*flags, "--resume=True", "--epochs=2"], "metrics.jsonl is damaged")
 
 
 def test_no_checkpoint_to_resume_or_to_test(flags):

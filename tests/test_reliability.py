@@ -78,6 +78,15 @@ def test_a_signal_saves_says_how_to_go_on_and_costs_nothing(server, flags, run, 
     assert_same(saved(straight), saved(config))
 
 
+def test_ctrl_c_elsewhere_than_in_a_training_says_so(flags, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("main.main", interrupted)
+    assert run_command(flags) == 130
+    assert capsys.readouterr().err == "main.py: interrupted\n"
+
+
 TASKS = {
     "digits": [],
     "canvas": ["--canvas_size=34", "--num_clutter=2"],
@@ -106,7 +115,9 @@ def test_a_run_in_parts_equals_a_run_in_one(run, more, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(Interrupted, match="saved at step 8 of epoch 3"):
         patched.setattr(Trainer, "train_step", step_and_signal)
         run("--run_name=parts", "--resume=True", *more)
+    first_part = load_checkpoint(parts.run_dir / "last.pt")["seconds"]
     run("--run_name=parts", "--resume=True", *more)
+    assert 0 < first_part < metrics_of(parts)[2]["seconds"]
     assert_same(saved(straight), saved(parts))
     for a, b in zip(metrics_of(straight), metrics_of(parts), strict=True):
         assert_same([a["train"], a["valid"], a["lr"]], [b["train"], b["valid"], b["lr"]])
@@ -251,11 +262,11 @@ def test_a_run_that_went_on_while_this_process_started_is_not_set_back(run):
     config = run("--epochs=1")
     stale = load_checkpoint(config.run_dir / "last.pt")
     config = run("--resume=True", "--epochs=2")
-    latest = (config.run_dir / "last.pt").read_bytes()
+    before = {name: (config.run_dir / name).read_bytes() for name in ("last.pt", "params.json")}
     trainer = Trainer(replace(config, epochs=3), get_train_valid_loader(config, CPU), CPU, stale)
     with pytest.raises(InputError, match="another process has trained on"):
         trainer.train()
-    assert (config.run_dir / "last.pt").read_bytes() == latest
+    assert before == {name: (config.run_dir / name).read_bytes() for name in before}
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(run, flags, monkeypatch):
@@ -272,6 +283,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(run, flags, 
     with pytest.raises(InputError, match=r"the baseline loss is nan at step 7 of epoch 2: .*last.pt is from before it"):
         run("--resume=True", "--epochs=2")
     assert (config.run_dir / "last.pt").read_bytes() == before
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    assert run("--resume=True", "--epochs=2", "--clip_grad_norm=1").clip_grad_norm == 1  # as the line advises
+
+
+def test_weights_that_are_not_finite_after_a_step_are_not_saved(run, flags):
+    """Its losses are of before the step."""
+    with pytest.raises(InputError, match=r"the weights are not finite after step 1 of epoch 1: .*nothing is saved yet"):
+        run("--optimizer=adam", "--init_lr=3e38", "--batch_size=2000")
+    assert not (get_config(flags).run_dir / "last.pt").exists()
 
 
 def test_gradients_are_clipped(run, monkeypatch):

@@ -184,9 +184,13 @@ def test_several_rollouts_average_probabilities_not_their_logarithms(run):
 def test_another_data_set_under_the_same_run_is_refused(run, flags):
     config = run("--epochs=1")
     checkpoint = load_checkpoint(config.run_dir / "last.pt")
-    checkpoint["data"]["mean"] = [0.5]
+    loaders, [mean] = get_train_valid_loader(config, torch.device("cpu")), checkpoint["data"]["mean"]
+    checkpoint["data"]["mean"] = [mean + 0.01]
     with pytest.raises(InputError, match="trained on other images"):
-        Trainer(config, get_train_valid_loader(config, torch.device("cpu")), torch.device("cpu"), checkpoint)
+        Trainer(config, loaders, torch.device("cpu"), checkpoint)
+    checkpoint["data"]["mean"] = [mean + 1e-5]  # as another device's canvases have
+    trainer = Trainer(config, loaders, torch.device("cpu"), checkpoint)
+    assert trainer.spec.mean == [mean + 1e-5] and trainer.model.image_mean.item() == pytest.approx(mean + 1e-5)
 
 
 def test_overwrite_begins_anew(run):
