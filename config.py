@@ -141,8 +141,8 @@ class Config:
     """Compile the training step, on a CUDA GPU into a CUDA graph; it takes up to half a minute and then saves a fifth
     of each step on a CPU, or more. auto: where the run is long enough for that to pay."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the training step's matrix products; auto: bfloat16 where the processor has it, which is faster
-    and as accurate. All else, and every evaluation, is float32."""
+    """Number format of the training step's matrix products and hidden states; auto: bfloat16 where the processor has
+    it, which is faster and as accurate. Weights, losses and every evaluation are float32."""
     use_gpu: bool = True
     """Use a CUDA or Apple GPU if there is one; False stays on the CPU."""
     best: bool = True
@@ -172,7 +172,7 @@ class Config:
     print_freq: int = 10
     """Steps between two updates of the progress bar, and two checks that the loss is finite."""
     plot_freq: int = 1
-    """Epochs between two savings of where the model looks, for plot_glimpses.py and TensorBoard."""
+    """Epochs between two savings of where the model looks, for plot_glimpses.py and TensorBoard; the last is saved."""
 
     def __post_init__(self):
         for name, kind in get_type_hints(Config).items():  # a run's saved settings may hold anything

@@ -19,6 +19,7 @@ from distributed import ALONE, World
 from runs import write_whole
 from utils import Stream, make_generator
 
+TEST_CANVASES, VALIDATION_CANVASES = 0, 2**32  # seeds; those of runs are below the latter
 SAMPLE = 10_000  # images or canvases from which mean and standard deviation are taken, where they are not in memory
 
 
@@ -196,7 +197,7 @@ def get_train_valid_loader(config: Config, device: torch.device, world: World = 
         num_workers=config.num_workers,
     )
     spec = describe(train_loader, classes)
-    valid_loader = make_evaluation_loader(config, examples.take(order[:num_valid]), device, world)
+    valid_loader = make_evaluation_loader(config, examples.take(order[:num_valid]), device, world, VALIDATION_CANVASES)
     return train_loader.described_by(spec).share_with(world), valid_loader.described_by(spec)
 
 
@@ -207,7 +208,7 @@ def get_test_loader(config: Config, spec: DataSpec, device: torch.device, world:
         InputError: the data set is missing or damaged, or is not of the kind the model was trained on.
     """
     examples, _ = read_examples(config, train=False, classes=spec.classes, channels=spec.num_channels)
-    loader = make_evaluation_loader(config, examples, device, world).described_by(spec)
+    loader = make_evaluation_loader(config, examples, device, world, TEST_CANVASES).described_by(spec)
     shape = tuple(next(loader.raw()).images.shape[1:])
     trained = (spec.num_channels, spec.height, spec.width)
     if shape != trained or int(examples.labels.max()) >= len(spec.classes):
@@ -216,12 +217,13 @@ def get_test_loader(config: Config, spec: DataSpec, device: torch.device, world:
 
 
 def make_evaluation_loader(
-    config: Config, examples: Examples | ImageFiles, device: torch.device, world: World
+    config: Config, examples: Examples | ImageFiles, device: torch.device, world: World, canvas_seed: int
 ) -> Loader:
-    """Images in order. Canvases are drawn once, on the CPU and with a seed of their own: the same in every run."""
+    """Images in order. Canvases are drawn once, on the CPU: their places and clutter are the same in every run."""
     canvas = make_canvas(config, examples)
     if canvas:
-        fixed = Loader(examples, batch_size=1000, device=torch.device("cpu"), canvas=canvas)
+        cpu = torch.device("cpu")
+        fixed = Loader(examples, batch_size=1000, device=cpu, canvas=canvas, canvas_seed=canvas_seed)
         examples = Examples(*(torch.cat(parts) for parts in zip(*fixed.raw(), strict=True)))
     batch_size = config.batch_size * world.size
     return Loader(examples, batch_size=batch_size, device=device, num_workers=config.num_workers).share_with(world)

@@ -22,8 +22,8 @@ COMPILING_PAYS_AFTER = 10_000  # steps
 class Objective(nn.Module):
     """The loss of a batch in one forward, which is compiled as a whole and whose gradients processes average.
 
-    In bfloat16 the networks' matrix products alone have fewer digits: weights, sums, probabilities, losses and the
-    optimizer stay float32, and so does every evaluation.
+    In bfloat16 the networks' matrix products have fewer digits, and so have what is made of them, hidden states and
+    baselines; weights, locations, probabilities, losses and the optimizer stay float32, and so does every evaluation.
     """
 
     def __init__(self, config: Config, model: RecurrentAttention):

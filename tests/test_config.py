@@ -5,14 +5,13 @@ import inspect
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import get_args
 
 import pytest
+from conftest import ROOT
 
 from config import FREE_ON_RESUME, FREE_ON_TEST, TASKS, Config, InputError, get_config
 
-ROOT = Path(__file__).parents[1]
 ORIGINAL_FLAGS = {
     "loc_hidden",
     "use_gpu",

@@ -2,18 +2,16 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 
 from config import InputError, get_config
 from export import Export, main
 from main import main as train_or_test
 from model import RecurrentAttention
 from runs import load_checkpoint
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_a_shipped_model_tests_as_its_run_did_and_is_no_run(run, tmp_path, capsys):

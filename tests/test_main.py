@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import main
-
-ROOT = Path(__file__).parents[1]
 
 
 def command(*flags: str, script: str = "main.py") -> subprocess.CompletedProcess:

@@ -1,5 +1,7 @@
 """The rollout, and where its gradients go."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -189,12 +191,16 @@ def test_every_combination_of_sizes_runs_and_learns(
     sizes = {"num_channels": channels, "num_glimpses": num_glimpses, "num_patches": num_patches, "loc_hidden": 5,
              "glimpse_scale": glimpse_scale, "locator_hidden": locator_hidden, "scan_radius": scan_radius}  # fmt: skip
     model = RecurrentAttention(**{**SIZES, **sizes})
+    before = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     losses = hybrid_loss(model(torch.randn(batch, channels, 9, 14)), LABELS[:batch], reinforce_weight=0.01)
     losses.total.backward()
     optimizer.step()
     assert all(term.isfinite() for term in losses)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+    pairs = zip(model.named_parameters(), before.parameters(), strict=True)
+    still = {name.partition(".")[0] for (name, now), then in pairs if torch.equal(now, then)}
+    assert still <= ({"rnn", "locator", "baseliner"} if num_glimpses == 1 else set())
 
 
 def test_the_policy_starts_on_the_circle_or_at_the_centre(images):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import made
+from conftest import ROOT, made
 from PIL import Image
 
 import plot_glimpses
@@ -21,8 +21,6 @@ from model import RecurrentAttention
 from pictures import glimpse_frames
 from plot_glimpses import PlotConfig
 from runs import load_checkpoint
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture

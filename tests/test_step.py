@@ -92,6 +92,7 @@ def test_every_compiled_step_takes_the_noise_it_is_given(device):
     model = RecurrentAttention(**config.model_args(1, 10)).to(device)
     step = TrainingStep(config, model, make_optimizer(config, model))
     step.compile(SPEC, steps=1)
+    assert step.objective.full_batch_losses != step.objective.losses
     batch = torch.randn(32, 1, 28, 28, device=device), torch.zeros(32, dtype=torch.long, device=device)
     starts = torch.zeros(32, 2, device=device)
     noise = torch.randn(3, 32, 2, device=device), torch.randn(3, 32, 2, device=device)

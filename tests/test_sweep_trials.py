@@ -16,6 +16,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from conftest import ROOT
 from optuna.trial import TrialState
 from test_trainer import metrics_of
 
@@ -25,7 +26,6 @@ from runs import load_checkpoint
 from sweep_config import parse
 from sweep_trials import FINISHED, TrialTrainer, Worker, finished, open_study, slot_of, slots_of
 
-ROOT = Path(__file__).parents[1]
 STD = ["--search", "std=log:0.02:0.3"]
 
 

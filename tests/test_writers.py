@@ -4,10 +4,10 @@ import io
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -17,8 +17,6 @@ from config import Config, InputError, get_config
 from glimpses import load_glimpses
 from main import main
 from pictures import curves_figure, path_figure, to_image
-
-ROOT = Path(__file__).parents[1]
 
 
 def events_of(config: Config) -> EventAccumulator:
@@ -32,14 +30,14 @@ def settings_of(events: EventAccumulator) -> dict:
     return {name: getattr(value, value.WhichOneof("kind")) for name, value in values.items()}
 
 
-def test_pictures_and_histograms_come_every_plot_freq_epochs(run):
+def test_pictures_and_histograms_come_every_plot_freq_epochs_and_after_the_last(run):
     config = run("--epochs=5", "--plot_freq=2", "--use_tensorboard=True")
     events = events_of(config)
-    assert [image.step for image in events.Images("glimpses")] == [2, 4]
+    assert [image.step for image in events.Images("glimpses")] == [2, 4, 5]
     tags = {f"location_{axis}/glimpse_{t}" for axis in "xy" for t in (1, 2, 3)}
     assert set(events.Tags()["histograms"]) == tags
     histogram = events.Histograms("location_y/glimpse_2")
-    assert [event.step for event in histogram] == [2, 4]
+    assert [event.step for event in histogram] == [2, 4, 5]
     assert histogram[0].histogram_value.num == config.batch_size  # a batch of validation images
 
 
