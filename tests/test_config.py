@@ -92,11 +92,16 @@ def test_run_names_are_the_original_ones():
      ("ema_decay", 1.0), ("std_share", 0.0), ("std_share", 1.1),
      ("init_lr", -1e-3), ("reinforce_weight", -0.1), ("lr_patience", -1), ("train_patience", -1), ("epochs", 0),
      ("random_seed", -1), ("task", "imagenet"), ("epochs", 2.5), ("resume", 1), ("run_name", "a/b"),
-     ("run_name", "..")],
+     ("run_name", ".."), ("batch_size", 2**31), ("canvas_size", 10**20)],
 )  # fmt: skip
 def test_a_value_that_is_not_allowed_is_named(field, value):
     with pytest.raises(InputError, match=rf"{field}={re.escape(str(value))} is not allowed: it must be"):
         Config(**{field: value})
+
+
+def test_patches_that_are_wider_than_any_image_are_refused():
+    with pytest.raises(InputError, match="num_patches=70 is not allowed: it must be fewer"):
+        Config(num_patches=70, glimpse_scale=2)
 
 
 def test_a_typo_is_an_error_with_a_suggestion(capsys):

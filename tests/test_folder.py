@@ -182,6 +182,12 @@ def test_an_unreadable_image_is_named_in_one_line(folder, content, num_workers):
     assert "\n" not in str(error.value)
 
 
+def test_an_image_too_large_to_be_opened_safely_is_named(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InputError, match=r"0\.png cannot be read as an image .*decompression bomb"):
+        get_train_valid_loader(config_of(folder), CPU)
+
+
 def test_a_class_in_test_that_train_lacks_is_named(folder):
     spec = get_train_valid_loader(config_of(folder), CPU)[0].spec
     shutil.copytree(folder / "test" / "blue", folder / "test" / "violet")
