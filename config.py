@@ -172,7 +172,7 @@ class Config:
     print_freq: int = 10
     """Steps between two updates of the progress bar, and two checks that the loss is finite."""
     plot_freq: int = 1
-    """Epochs between two savings of where the model looks, for plot_glimpses.py and TensorBoard; the last is saved."""
+    """Epochs between two savings of where the model looks, for plot_glimpses.py and TensorBoard; the last counts."""
 
     def __post_init__(self):
         for name, kind in get_type_hints(Config).items():  # a run's saved settings may hold anything

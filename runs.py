@@ -155,7 +155,7 @@ def load_checkpoint(path: str | Path) -> dict:
         raise InputError(
             f"{path} has format {checkpoint['format']}, and this version reads up to {FORMAT}: use the newer version"
         )
-    # As it was before there could be more processes, or an average, or anyone counted.
+    # As it was before there could be more processes or an average, and before seconds were counted.
     checkpoint.setdefault("processes", 1)
     checkpoint.setdefault("seconds", 0.0)
     checkpoint.setdefault("trained_state", checkpoint.get("model_state"))

@@ -39,12 +39,20 @@ def test_fifty_kills_lose_nothing(server, flags, run, tmp_path):
     straight = run(*more, "--run_name=straight")
     config = get_config([*flags, *more, "--run_name=killed"])
     moments, best, killed = random.Random(0), 0.0, 0
+    last = config.run_dir / "last.pt"
+
+    def written() -> int | None:
+        return last.stat().st_mtime_ns if last.exists() else None
+
     for kill in range(50):
         server.log = tmp_path / f"log{kill}"
-        begun = (config.run_dir / "last.pt").exists()
-        pid = server.start(*flags, *more, "--run_name=killed", f"--resume={begun}")
+        before = written()
+        pid = server.start(*flags, *more, "--run_name=killed", f"--resume={before is not None}")
         if kill % 5:  # a fifth of the kills fall into the start
             server.wait_for("Train on")
+        end = time.monotonic() + 10 * (kill % 5 == 1)  # another fifth follow a saving, however slow the machine is
+        while written() == before and time.monotonic() < end:
+            time.sleep(0.002)
         time.sleep(moments.uniform(0, 0.15))
         os.kill(pid, signal.SIGKILL)
         killed += server.wait(pid) == -signal.SIGKILL
@@ -306,40 +314,6 @@ def test_gradients_are_clipped(run, monkeypatch):
     monkeypatch.setattr(torch.optim.Adam, "step", record)
     run("--epochs=1", "--clip_grad_norm=0.1")
     assert 0.09 < max(norms) <= 0.1001
-
-
-class TestBadCheckpoints:
-    def test_a_newer_format_is_refused(self, run, flags, monkeypatch, capsys):
-        with monkeypatch.context() as patched:
-            patched.setattr(runs, "FORMAT", 99)
-            run("--epochs=1")
-        assert run_command([*flags, "--resume=True"]) == 1
-        assert "has format 99, and this version reads up to 2" in capsys.readouterr().err
-
-    def test_a_folder_in_its_place_is_named(self, run, flags, capsys):
-        config = run("--epochs=1")
-        (config.run_dir / "last.pt").unlink()
-        (config.run_dir / "last.pt").mkdir()
-        assert run_command([*flags, "--resume=True"]) == 1
-        assert "is a folder, not a checkpoint" in capsys.readouterr().err
-
-    def test_another_architecture_is_named(self, run, flags, capsys):
-        config = run("--epochs=1")
-        checkpoint = load_checkpoint(config.run_dir / "last.pt")
-        checkpoint["model_args"]["hidden_size"] = 40
-        torch.save(checkpoint, config.run_dir / "last.pt")
-        assert run_command([*flags, "--resume=True"]) == 1
-        assert "holds another model" in capsys.readouterr().err
-
-    def test_a_pickle_that_would_run_code_does_not(self, tmp_path):
-        class Bomb:
-            def __reduce__(self):
-                return os.system, (f"touch {tmp_path / 'ran'}",)
-
-        torch.save({"format": 1, "epoch": Bomb()}, tmp_path / "last.pt")
-        with pytest.raises(InputError, match="damaged or not a checkpoint"):
-            load_checkpoint(tmp_path / "last.pt")
-        assert not (tmp_path / "ran").exists()
 
 
 def test_the_environment_stands_beside_the_run(run):
