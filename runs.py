@@ -204,7 +204,7 @@ def read_metrics(path: Path) -> list[dict]:
     """
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        for line in lines:
+        for line in lines:  # a sum fails where one of them is missing or no number
             sum([line["epoch"], line["seconds"], line["lr"], line["train"]["acc"], line["valid"]["acc"]])
         return lines
     except (ValueError, KeyError, TypeError) as error:
