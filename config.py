@@ -1,22 +1,25 @@
-"""Every setting of a run: flags in, one frozen `Config` out.
+"""Every setting of a run, in five groups: flags in, one frozen `Config` out.
 
     python main.py --help
     python main.py --task=digits --epochs=10 --std=0.1
 
-A field's doc is its `--help`. `--task` names an experiment and sets the defaults that the other flags then override.
-Nothing heavy is imported here, so that `--help` answers at once.
+A field's doc is its `--help`; its type holds its bounds and what may change. `--task` and `--recipe` set defaults that
+the other flags override. Imports nothing heavy, so that `--help` answers at once.
 """
 
 import argparse
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import Flag, auto
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from flags import InputError, parse_flags
+from training.cli import InputError, parse_flags, read_toml
 
-# What the recorded runs of these tasks have; Muon was tried on canvases, but not in all of their rows.
+RECIPES = Path(__file__).parent / "recipes"
+# The settings of the recorded runs on these tasks. Muon was tried on canvases, but not in every row.
 ADAM = {"optimizer": "adam", "init_lr": 1e-3, "reinforce_weight": 0.01}
 CANVAS = {"patch_size": 12, "num_patches": 3, "glimpse_scale": 2, "num_glimpses": 8, "epochs": 100, "std_start": 0.3,
           "std_share": 0.25, "core_init": "identity", "ema_decay": 0.999, "weight_decay": 0.1, **ADAM}  # fmt: skip
@@ -31,285 +34,421 @@ TASKS: dict[str, dict] = {
 }
 
 
-@dataclass(frozen=True)
-class Config:
-    """The Recurrent Attention Model (Mnih et al. 2014): train it, continue, test it."""
+class Bounds(NamedTuple):
+    """The allowed values of a field."""
 
-    task: Literal["mnist", "fashion", "digits", "translated60", "cluttered60", "cluttered100", "folder"] = "mnist"
-    """The experiment, which sets the defaults of the other flags: the paper's MNIST, 28x28; Fashion-MNIST; the digits
-    that scikit-learn brings, which need no download; MNIST somewhere on a canvas of 60x60, the same among clutter, and
-    on 100x100; or your own images."""
-    dataset: Literal["mnist", "fashion", "digits", "folder"] = "mnist"
-    """The images: mnist, fashion, digits, or a folder: data_dir/train/CLASS/*.png and data_dir/test/CLASS/*.png."""
-    canvas_size: int = 0
-    """Width and height of the empty canvas on which each image is placed at random; 0: no canvas."""
-    num_clutter: int = 0
-    """Pieces of 8x8 pixels, cut from other images, that are strewn over the canvas."""
-    image_height: int = 0
-    """Resize the images to this height, in pixels; 0: leave them as they are."""
-    image_width: int = 0
-    """Resize the images to this width, in pixels; 0: leave them as they are."""
+    text: str
+    hold: Callable[[Any], bool]
 
-    # Glimpse network
-    patch_size: int = 8
-    """Width g, in pixels, of the finest patch of a glimpse; every patch reaches the network as g x g."""
-    glimpse_scale: int = 1
-    """How many times as wide each patch is as the one before it; the paper's retina has 2."""
-    num_patches: int = 1
-    """Patches, or scales, per glimpse."""
-    loc_hidden: int = 128
-    """Units of the layer that encodes a glimpse's location (where)."""
-    glimpse_hidden: int = 128
-    """Units of the layer that encodes a glimpse's pixels (what)."""
 
-    # Core and location network
-    num_glimpses: int = 6
-    """Glimpses T that the model takes of an image before it answers."""
-    hidden_size: int = 256
-    """Units of the core network's hidden state and of a glimpse's encoding."""
-    core: Literal["relu", "lstm"] = "relu"
-    """The core network: rectified linear units, the paper's for images, or an LSTM, the paper's for its game."""
-    core_init: Literal["uniform", "identity"] = "uniform"
-    """How the core's recurrent weights begin: drawn as torch draws them, or as the identity (of an LSTM: with a
-    forget gate of bias 1), which keeps what earlier glimpses saw."""
-    locator_hidden: int = 128
-    """Units of the location network's hidden layer; 0 is the paper's linear location network."""
-    scan_radius: float = 0.4
-    """The policy starts by looking around on a circle of this radius, with a learned bias per glimpse; 0 starts every
-    glimpse at the centre, as the paper's location network does."""
-    first_location: Literal["random", "centre", "learned"] = "random"
-    """Where to look first: anywhere, as the paper's model does; at the centre of the image; or as the location network
-    learns to, from h_0 = 0."""
-    policy: Literal["learned", "random", "scan", "oracle"] = "learned"
-    """Where to look after the first glimpse: as the location network learns to; anywhere; along the circle of
-    scan_radius, which stays as it is; or at the image that was placed on a canvas, as only an oracle can."""
-    std: float = 0.1
-    """Standard deviation of the policy's Gaussian; a location spans -1 to 1 across the image."""
-    std_start: float = 0.0
-    """Standard deviation of the policy in the first epoch, from which it falls to std in equal steps: first look
-    around, then aim. 0: std throughout."""
-    std_share: float = 0.7
-    """Share of the epochs in which it falls."""
-    M: int = 1
-    """Rollouts per image in validation and test, whose class probabilities are averaged; they differ by their random
-    locations."""
+class Mark(Flag):
+    """What may change about a field once a run has begun; all of the groups `call` and `machine` may."""
 
-    # Data
-    valid_size: float = 0.1
-    """Share of the training images kept for validation."""
-    batch_size: int = 128
-    """Images per batch; with several processes (torchrun), of each."""
-    num_workers: int = 4
-    """Processes that decode the images of a folder; the other data sets are read whole and need none."""
-    shuffle: bool = True
-    """Split at random by seed and visit the images in a new order each epoch; False keeps the file's order."""
-    show_sample: bool = False
-    """Save a grid of training images as plot_dir/RUN/samples.png."""
+    RESUME = auto()  # may differ when the run is resumed
+    TEST = auto()  # may differ when the run is tested
+    SHARED = auto()  # the same in all trials of a search, whose errors would not compare otherwise
 
-    # Training
-    is_train: bool = True
-    """Train; False tests a trained model on the test set."""
-    epochs: int = 30
-    """Passes over the training images."""
-    optimizer: Literal["muon", "adam", "sgd"] = "muon"
-    """Muon, whose steps are equally long in all directions, for glimpse network and core, with Adam for the rest;
-    Adam for all; or the paper's stochastic gradient descent with momentum."""
-    init_lr: float = 2e-3
-    """Learning rate of the first epoch."""
-    momentum: float = 0.9
-    """Momentum of sgd and muon; decay of the running mean of gradients (beta 1) of adam."""
-    lr_patience: int | None = None
-    """None: the learning rate falls to 0 along a half cosine over the epochs. N: it falls tenfold once the validation
-    accuracy has not improved for more than N epochs."""
-    train_patience: int = 50
-    """Stop once the validation accuracy has not improved for more than this many epochs."""
-    ema_decay: float = 0.998
-    """Decay of the exponential average of the weights over the steps, which is what is validated, kept and tested; it
-    is lower in the first steps. 0: the weights as they are."""
-    weight_decay: float = 0.0
-    """Share of the weights that a step takes off them, times the learning rate; sgd adds it to its gradient instead."""
-    clip_grad_norm: float = 0.0
-    """Largest norm of the gradient, to which a larger one is scaled down; 0: any."""
-    reinforce_weight: float = 0.3
-    """Weight of the REINFORCE term in the hybrid loss."""
-    reward: Literal["probability", "correct"] = "probability"
-    """What a rollout earns: the probability that it gives to the right class; or 1 for a right answer and else 0, the
-    paper's, which on average is the same if answers are drawn, and noisier."""
 
-    # The run
-    compile: Literal["auto", "True", "False"] = "auto"
-    """Compile the training step, on a CUDA GPU into a CUDA graph; it takes up to half a minute and then saves a fifth
-    of each step on a CPU, or more. auto: where the run is long enough for that to pay."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the training step's matrix products and hidden states; auto: bfloat16 where the processor has
-    it, which is faster and as accurate. Weights, losses and every evaluation are float32."""
-    use_gpu: bool = True
-    """Use a CUDA or Apple GPU if there is one; False stays on the CPU."""
-    best: bool = True
-    """Test the best validation model; False tests the latest."""
-    random_seed: int = 1
-    """Seed of the split, the weights, the images' order, places and clutter, the first locations and policy's noise."""
-    data_dir: str = "./data"
-    """Folder of the data sets, in torchvision's layout (MNIST/raw/train-images-idx3-ubyte and so on)."""
-    ckpt_dir: str = "./ckpt"
-    """Folder of the runs' checkpoints, settings and metrics."""
-    logs_dir: str = "./logs"
-    """Folder of the runs' TensorBoard logs."""
-    plot_dir: str = "./plots"
-    """Folder of the runs' glimpses, pictures and animations."""
-    run_name: str = ""
-    """Name of the run, and of its folder in each of the above; empty: made from task, glimpses, patch and scale."""
-    use_tensorboard: bool = False
-    """Log to TensorBoard."""
-    resume: bool = False
-    """Go on with the run's latest checkpoint."""
-    overwrite: bool = False
-    """Throw away what the run's folders hold and start anew."""
-    stop_after_epoch: int = 0
-    """Stop after this epoch, to go on later with resume, as queues with a time limit need; 0: go on to the last."""
-    save_every_steps: int = 0
-    """Steps between two savings within an epoch; 0: save after each epoch, and when interrupted."""
-    print_freq: int = 10
-    """Steps between two updates of the progress bar, and two checks that the loss is finite."""
-    plot_freq: int = 1
-    """Epochs between two savings of where the model looks, for plot_glimpses.py and TensorBoard; the last counts."""
+FREE = Mark.RESUME | Mark.TEST | Mark.SHARED
+Positive = Annotated[int, Bounds("a whole number from 1 to 2**31 - 1", lambda value: 1 <= value < 2**31)]
+Count = Annotated[int, Bounds("a whole number from 0 to 2**31 - 1", lambda value: 0 <= value < 2**31)]
+PositiveFloat = Annotated[float, Bounds("a finite number above 0", lambda value: 0 < value < math.inf)]
+NonNegative = Annotated[float, Bounds("a finite number of at least 0", lambda value: 0 <= value < math.inf)]
+Decay = Annotated[float, Bounds("at least 0 and below 1", lambda value: 0 <= value < 1)]
+
+
+class Group:
+    """A group of settings, which are checked against their types and bounds as it is made."""
 
     def __post_init__(self):
-        for name, kind in get_type_hints(Config).items():  # a run's saved settings may hold anything
-            self._require(name, _fits(getattr(self, name), kind), f"of {kind}".replace("of typing.Literal", "one of "))
-        for name in ("patch_size", "glimpse_scale", "num_patches", "loc_hidden", "glimpse_hidden", "num_glimpses",
-                     "hidden_size", "M", "batch_size", "epochs", "print_freq", "plot_freq"):  # fmt: skip
-            self._require(name, 1 <= getattr(self, name) < 2**31, "a whole number from 1 to 2**31 - 1")
-        for name in ("locator_hidden", "train_patience", "canvas_size", "num_clutter", "image_height", "image_width",
-                     "num_workers", "stop_after_epoch", "save_every_steps"):  # fmt: skip
-            self._require(name, 0 <= getattr(self, name) < 2**31, "a whole number from 0 to 2**31 - 1")
-        widest = self.patch_size * self.glimpse_scale ** min(self.num_patches - 1, 31)
-        self._require("num_patches", widest < 2**16, "fewer: the widest patch is to be under 65536 pixels wide")
-        self._require("lr_patience", self.lr_patience is None or self.lr_patience >= 0, "None or at least 0")
-        for name in ("std", "init_lr"):
-            self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
-        self._require("std_share", 0 < self.std_share <= 1, "above 0 and at most 1")
-        self._require("valid_size", 0 < self.valid_size < 1, "above 0 and below 1")
-        self._require("scan_radius", 0 <= self.scan_radius < 1, "at least 0 and below 1")
-        self._require("policy", self.policy != "scan" or self.scan_radius, "another where --scan_radius= is 0")
-        self._require("policy", self.policy != "oracle" or self.canvas_size, "another without a --canvas_size=")
-        agreed = self.policy == "learned" or self.first_location != "learned"
-        self._require("policy", agreed, "learned with --first_location=learned")
-        alike = "random" not in (self.first_location, self.policy)
-        self._require("M", self.M == 1 or not alike, "1 where --first_location= is not random: all would be the same")
-        for name in ("momentum", "ema_decay"):
-            self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        for name in ("reinforce_weight", "weight_decay", "clip_grad_norm", "std_start"):
-            self._require(name, 0 <= getattr(self, name) < math.inf, "a finite number of at least 0")
-        self._require("num_clutter", self.canvas_size or not self.num_clutter, "0 without a --canvas_size=")
-        self._require("image_height", bool(self.image_height) == bool(self.image_width), "given with image_width")
-        self._require("random_seed", 0 <= self.random_seed < 2**32, "from 0 to 2**32 - 1")
-        plain = Path(self.run_name).name == self.run_name and self.run_name != ".."
-        self._require("run_name", plain, "one folder name, without slashes")
-
-    def _require(self, name: str, fulfilled: bool, allowed: str):
-        if not fulfilled:
-            raise InputError(f"{name}={getattr(self, name)} is not allowed: it must be {allowed}")
-
-    def model_args(self, num_channels: int, num_classes: int) -> dict:
-        """What `RecurrentAttention` is built with, for data of so many channels and classes; a checkpoint keeps it."""
-        own = ("patch_size", "num_patches", "glimpse_scale", "loc_hidden", "glimpse_hidden", "hidden_size", "std",
-               "locator_hidden", "num_glimpses", "scan_radius", "core", "core_init", "first_location")  # fmt: skip
-        return {"num_channels": num_channels, "num_classes": num_classes, **{name: getattr(self, name) for name in own}}
-
-    @property
-    def name(self) -> str:
-        """The run's name: the original project's, with the task before it where that is not mnist."""
-        prefix = "" if self.task == "mnist" else f"{self.task}_"
-        sizes = f"{self.num_glimpses}_{self.patch_size}x{self.patch_size}_{self.glimpse_scale}"
-        return self.run_name or f"{prefix}ram_{sizes}"
-
-    @property
-    def run_dir(self) -> Path:
-        return Path(self.ckpt_dir) / self.name
-
-    @property
-    def run_logs(self) -> Path:
-        return Path(self.logs_dir) / self.name
-
-    @property
-    def run_plots(self) -> Path:
-        return Path(self.plot_dir) / self.name
-
-    @property
-    def is_shipped(self) -> bool:
-        """Whether a test is of a model that export.py put by itself into ckpt_dir, and of no run."""
-        path = Path(self.ckpt_dir) / f"{self.task}.pt"
-        return not (self.is_train or self.run_name or self.run_dir.exists()) and path.exists()
-
-    @property
-    def checkpoint_path(self) -> Path:
-        """What a test loads, or a resumed training."""
-        if self.is_shipped:
-            return Path(self.ckpt_dir) / f"{self.task}.pt"
-        return self.run_dir / ("best.pt" if self.best and not self.is_train else "last.pt")
-
-    @property
-    def params_path(self) -> Path:
-        """The settings that go with it."""
-        return self.checkpoint_path.with_suffix(".json") if self.is_shipped else self.run_dir / "params.json"
+        for name, hint in get_type_hints(type(self), include_extras=True).items():  # a saved setting may be anything
+            value, (kind, *extras) = getattr(self, name), get_args(hint) if _is_annotated(hint) else (hint,)
+            require(self, name, _is_of(value, kind), _named(kind))
+            for bounds in extras:
+                if isinstance(bounds, Bounds):
+                    require(self, name, bounds.hold(value), bounds.text)
 
 
-def _fits(value, kind) -> bool:
+def require(group: Group, name: str, fulfilled: bool, allowed: str):
+    if not fulfilled:
+        raise InputError(f"{name}={getattr(group, name)} is not allowed: it must be {allowed}")
+
+
+def _is_annotated(hint) -> bool:
+    return get_origin(hint) is Annotated
+
+
+def _named(kind) -> str:
+    """A type as a message names it."""
+    return f"one of {list(get_args(kind))}" if get_origin(kind) is Literal else f"of type {getattr(kind, '__name__', kind)}"
+
+
+def _is_of(value, kind) -> bool:
     """Whether a value is of a field's type: a plain one, `int | None`, or a Literal."""
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     kinds = get_args(kind) or (kind,)
     if isinstance(value, bool):  # which Python counts as an int
         return bool in kinds
-    return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+    return isinstance(value, kinds)
 
 
-# What one call says about itself; a run's saved settings never stand in for it.
-PER_CALL = ("is_train", "resume", "overwrite", "best", "show_sample", "ckpt_dir", "logs_dir", "plot_dir", "run_name",
-            "stop_after_epoch")  # fmt: skip
-# What may differ from the run that is resumed or tested.
-FREE = (*PER_CALL, "M", "num_workers", "data_dir", "use_gpu", "use_tensorboard", "print_freq", "plot_freq")
-FREE_ON_RESUME = (*FREE, "epochs", "train_patience", "clip_grad_norm", "save_every_steps")
-FREE_ON_TEST = (*FREE, "batch_size")
-# What runs did before there was a choice: their saved settings lack these.
-BEFORE = {"core": "relu", "core_init": "uniform", "reward": "correct", "std_share": 0.7, "ema_decay": 0.0,
-          "weight_decay": 0.0, "first_location": "random"}  # fmt: skip
+@dataclass(frozen=True)
+class DataConfig(Group):
+    """The images: all that the loaders read, but for the seed."""
+
+    task: Annotated[
+        Literal["mnist", "fashion", "digits", "translated60", "cluttered60", "cluttered100", "folder"], Mark.SHARED
+    ] = "mnist"
+    """The experiment, which sets the defaults of the other flags: mnist, the paper's, 28x28; fashion, Fashion-MNIST;
+    digits, those that scikit-learn brings, which need no download; translated60, MNIST somewhere on a canvas of 60x60;
+    cluttered60, the same among clutter; cluttered100, the same on 100x100; folder, your own images."""
+    dataset: Annotated[Literal["mnist", "fashion", "digits", "folder"], Mark.SHARED] = "mnist"
+    """The images: mnist, fashion, digits, or a folder: data_dir/train/CLASS/*.png and data_dir/test/CLASS/*.png."""
+    data_dir: Annotated[str, FREE] = "./data"
+    """Folder of the data sets, in torchvision's layout (MNIST/raw/train-images-idx3-ubyte and so on)."""
+    canvas_size: Annotated[Count, Mark.SHARED] = 0
+    """Width and height of the empty canvas on which each image is placed at random, in pixels; 0: no canvas."""
+    num_clutter: Annotated[Count, Mark.SHARED] = 0
+    """Pieces of 8x8 pixels, cut from other images, that are placed at random on the canvas."""
+    image_height: Count = 0
+    """Resize the images to this height, in pixels; 0: leave them as they are."""
+    image_width: Count = 0
+    """Resize the images to this width, in pixels; 0: leave them as they are."""
+    valid_size: Annotated[float, Bounds("above 0 and below 1", lambda value: 0 < value < 1), Mark.SHARED] = 0.1
+    """Fraction of the training images kept for validation."""
+    batch_size: Annotated[Positive, Mark.TEST] = 128
+    """Images per batch; with several processes (torchrun), of each."""
+    shuffle: bool = True
+    """Split at random by seed, and visit the images in a new order each epoch; False keeps the file's order."""
+    num_workers: Annotated[Count, FREE] = 4
+    """Processes that decode the images of a folder; the other data sets are read whole and need none."""
 
 
-def get_config(argv: list[str] | None = None) -> Config:
+@dataclass(frozen=True)
+class ModelConfig(Group):
+    """The networks: what RecurrentAttention is built with."""
+
+    patch_size: Positive = 8
+    """Width g, in pixels, of the finest patch of a glimpse; every patch reaches the network as g x g."""
+    glimpse_scale: Positive = 1
+    """How many times as wide each patch is as the one before it; the paper's retina has 2."""
+    num_patches: Positive = 1
+    """Patches, or scales, per glimpse."""
+    loc_hidden: Positive = 128
+    """Units of the layer that encodes a glimpse's location (where)."""
+    glimpse_hidden: Positive = 128
+    """Units of the layer that encodes a glimpse's pixels (what)."""
+    num_glimpses: Positive = 6
+    """Glimpses T that the model takes of an image before it predicts the class."""
+    hidden_size: Positive = 256
+    """Units of the core network's hidden state, and of a glimpse's encoding."""
+    core: Literal["relu", "lstm"] = "relu"
+    """The core network: rectified linear units, the paper's for images, or an LSTM, the paper's for its game."""
+    core_init: Literal["uniform", "identity"] = "uniform"
+    """How the core's recurrent weights start: drawn as torch draws them, or as the identity (an LSTM: with a forget
+    gate of bias 1), which keeps what earlier glimpses saw."""
+    locator_hidden: Count = 128
+    """Units of the location network's hidden layer; 0 is the paper's linear location network."""
+    scan_radius: Decay = 0.4
+    """The policy starts by looking around on a circle of this radius, with a learned bias per glimpse; 0 starts every
+    glimpse at the centre, as the paper's location network does."""
+    first_location: Literal["random", "centre", "learned"] = "random"
+    """Where to look first: anywhere, as the paper's model does; at the centre of the image; or where the location
+    network learns to, from h_0 = 0."""
+    std: PositiveFloat = 0.1
+    """Standard deviation of the policy's Gaussian; a location spans -1 to 1 across the image."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Group):
+    """How the networks are trained, validated and tested."""
+
+    epochs: Annotated[Positive, Mark.RESUME] = 30
+    """Passes over the training images."""
+    optimizer: Literal["muon", "adam", "sgd"] = "muon"
+    """Muon, whose steps are equally long in all directions, for glimpse network and core, with Adam for the rest;
+    Adam for all; or the paper's stochastic gradient descent with momentum."""
+    init_lr: PositiveFloat = 2e-3
+    """Learning rate of the first epoch."""
+    momentum: Decay = 0.9
+    """Momentum of sgd and muon; decay of the running mean of gradients (beta 1) of adam."""
+    lr_patience: Annotated[int | None, Bounds("None or at least 0", lambda value: value is None or value >= 0)] = None
+    """None: the learning rate falls to 0 along a half cosine over the epochs. N: it falls tenfold once the validation
+    accuracy has not improved for more than N epochs."""
+    train_patience: Annotated[Count, Mark.RESUME] = 50
+    """Stop once the validation accuracy has not improved for more than this many epochs."""
+    ema_decay: Decay = 0.998
+    """Decay of the exponential average of the weights over the steps, which is validated, saved and tested; it is lower
+    in the first steps. 0: the weights as they are."""
+    weight_decay: NonNegative = 0.0
+    """Fraction of the weights that a step takes off them, times the learning rate; sgd adds it to its gradient
+    instead."""
+    clip_grad_norm: Annotated[NonNegative, Mark.RESUME] = 0.0
+    """Largest norm of the gradient; a larger one is scaled down to it. 0: any."""
+    reinforce_weight: NonNegative = 0.3
+    """Weight of the REINFORCE term in the hybrid loss."""
+    reward: Literal["probability", "correct"] = "probability"
+    """Reward of a rollout: the probability that it gives to the right class; or 1 for a right prediction and else 0,
+    the paper's, which is the same on average if predictions are drawn, and noisier."""
+    policy: Literal["learned", "random", "scan", "oracle"] = "learned"
+    """Where to look after the first glimpse: where the location network learns to; anywhere; along the circle of
+    scan_radius, which stays fixed; or at the image that was placed on a canvas, as only an oracle can."""
+    std_start: NonNegative = 0.0
+    """Standard deviation of the policy in the first epoch, from which it falls to std in equal steps: first explore,
+    then refine. 0: std throughout."""
+    std_share: Annotated[float, Bounds("above 0 and at most 1", lambda value: 0 < value <= 1)] = 0.7
+    """Fraction of the epochs in which it falls."""
+    compile: Literal["auto", "True", "False"] = "auto"
+    """Compile the training step, on a CUDA GPU into a CUDA graph; that takes up to half a minute and then saves a fifth
+    of each step on a CPU, or more. auto: where the run is long enough for that to pay."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the training step's matrix products and hidden states; auto: bfloat16 where the processor has
+    it, which is faster and as accurate. Weights, losses and every evaluation are float32."""
+    M: Annotated[Positive, FREE] = 1
+    """Rollouts per image in validation and test, whose class probabilities are averaged; they differ by their random
+    first locations."""
+    random_seed: Annotated[int, Bounds("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32), Mark.SHARED] = 1
+    """Seed of the split, the weights, the images' order, places and clutter, the first locations and the policy's
+    noise."""
+
+
+@dataclass(frozen=True)
+class CallConfig(Group):
+    """This call: what to do, and in which folders. A run's saved settings never stand in for these."""
+
+    is_train: bool = True
+    """Train; False tests a trained model on the test set."""
+    resume: bool = False
+    """Resume from the run's latest checkpoint."""
+    overwrite: bool = False
+    """Delete what the run's folders hold and start again."""
+    best: bool = True
+    """Test the best validation model; False tests the latest."""
+    checkpoint: str = ""
+    """Test the model of this file, with --is_train=False, instead of a run's."""
+    recipe: str = ""
+    """Take the defaults of the other flags from recipes/NAME.toml, or from the path of your own TOML file; the run is
+    named after it."""
+    run_name: str = ""
+    """Name of the run, and of its folder in ckpt_dir, logs_dir and plot_dir; empty: made from the recipe, or from task,
+    glimpses, patch and scale."""
+    ckpt_dir: str = "./ckpt"
+    """Folder of the runs' checkpoints, settings and metrics."""
+    logs_dir: str = "./logs"
+    """Folder of the runs' TensorBoard logs."""
+    plot_dir: str = "./plots"
+    """Folder of the runs' glimpses, pictures and animations."""
+    show_sample: bool = False
+    """Save a grid of training images as plot_dir/RUN/samples.png."""
+    stop_after_epoch: Count = 0
+    """Stop after this epoch, to resume later, as queues with a time limit need; 0: continue to the last."""
+
+
+@dataclass(frozen=True)
+class MachineConfig(Group):
+    """This machine, and what it shows: changes no result."""
+
+    use_gpu: bool = True
+    """Use a CUDA or Apple GPU if there is one; False stays on the CPU."""
+    use_tensorboard: bool = False
+    """Log to TensorBoard."""
+    print_freq: Positive = 10
+    """Steps between two updates of the progress bar, and two checks that the loss is finite."""
+    plot_freq: Positive = 1
+    """Epochs between two savings of where the model looks, for plot_glimpses.py and TensorBoard; the last counts."""
+    save_every_steps: Count = 0
+    """Steps between two checkpoints within an epoch; 0: save after each epoch, and when interrupted."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The Recurrent Attention Model (Mnih et al. 2014): train it, resume, test it."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    call: CallConfig = field(default_factory=CallConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+    def __post_init__(self):
+        data, model, training, call = self.data, self.model, self.training, self.call
+        widest = model.patch_size * model.glimpse_scale ** min(model.num_patches - 1, 31)
+        require(model, "num_patches", widest < 2**16, "fewer: the widest patch must be under 65536 pixels wide")
+        require(data, "num_clutter", data.canvas_size or not data.num_clutter, "0 without a --canvas_size=")
+        require(data, "image_height", bool(data.image_height) == bool(data.image_width), "given with image_width")
+        require(training, "policy", training.policy != "scan" or model.scan_radius, "another if --scan_radius= is 0")
+        require(training, "policy", training.policy != "oracle" or data.canvas_size, "another without a --canvas_size=")
+        agreed = training.policy == "learned" or model.first_location != "learned"
+        require(training, "policy", agreed, "learned with --first_location=learned")
+        alike = "random" not in (model.first_location, training.policy)
+        require(training, "M", training.M == 1 or not alike, "1 if --first_location= is not random: all would be alike")
+        require(call, "checkpoint", not (call.checkpoint and call.is_train), "given with --is_train=False")
+        require(call, "best", call.best or not call.checkpoint, "left out with --checkpoint=")
+        plain = Path(call.run_name).name == call.run_name and call.run_name != ".."
+        require(call, "run_name", plain, "one folder name, without slashes")
+
+    def flat(self) -> dict:
+        """All settings by name, as checkpoints, params.json and records hold them."""
+        return {name: value for group in asdict(self).values() for name, value in group.items()}
+
+    def replace(self, **settings) -> "Config":
+        """The same with other values of these settings; raises InputError as `make_config`."""
+        return _grouped({**self.flat(), **settings})
+
+    def model_args(self, num_channels: int, num_classes: int) -> dict:
+        """What `RecurrentAttention` is built with, for data of so many channels and classes; a checkpoint holds it."""
+        return {"num_channels": num_channels, "num_classes": num_classes, **asdict(self.model)}
+
+    @property
+    def name(self) -> str:
+        """The run's name: the original project's, with the task before it if that is not mnist."""
+        prefix = "" if self.data.task == "mnist" else f"{self.data.task}_"
+        model = self.model
+        return self.call.run_name or (
+            f"{prefix}ram_{model.num_glimpses}_{model.patch_size}x{model.patch_size}_{model.glimpse_scale}"
+        )
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.call.ckpt_dir) / self.name
+
+    @property
+    def run_logs(self) -> Path:
+        return Path(self.call.logs_dir) / self.name
+
+    @property
+    def run_plots(self) -> Path:
+        return Path(self.call.plot_dir) / self.name
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """What a test loads, or a resumed training."""
+        if self.call.checkpoint:
+            return Path(self.call.checkpoint)
+        return self.run_dir / ("best.pt" if self.call.best and not self.call.is_train else "last.pt")
+
+    @property
+    def params_path(self) -> Path:
+        """The run's settings, which `get_config` reads back."""
+        return self.run_dir / "params.json"
+
+
+GROUPS: dict[str, type[Group]] = {part.name: part.default_factory for part in fields(Config)}
+HINTS = {name: hint for group in GROUPS.values() for name, hint in get_type_hints(group, include_extras=True).items()}
+
+
+def names_of(*groups: type[Group]) -> tuple[str, ...]:
+    """The names of all settings of these groups."""
+    return tuple(each.name for group in groups for each in fields(group))
+
+
+def names_marked(mark: Mark) -> tuple[str, ...]:
+    """The names of the settings with this mark, and of those of the groups that are free anyway."""
+    marked = [
+        name for name, hint in HINTS.items() if any(isinstance(extra, Mark) and mark & extra for extra in get_args(hint))
+    ]
+    return (*names_of(CallConfig, MachineConfig), *marked)
+
+
+def make_config(**settings) -> Config:
+    """The settings of a task (mnist if none is named) with these values.
+
+    Raises:
+        InputError: there is no such setting, or the value is not allowed.
+    """
+    return _grouped({**TASKS.get(settings.get("task", "mnist"), {}), **settings})
+
+
+def _grouped(settings: dict) -> Config:
+    """Sorts settings into their groups; a float may be written as a whole number."""
+    unknown = sorted(settings.keys() - HINTS.keys())
+    if unknown:
+        raise InputError(f"there is no setting {unknown[0]}: python main.py --help lists them all")
+    groups = {}
+    for part, group in GROUPS.items():
+        own = {name: settings[name] for name in names_of(group) if name in settings}
+        for name, value in own.items():
+            kind = get_args(HINTS[name])[0] if _is_annotated(HINTS[name]) else HINTS[name]
+            own[name] = float(value) if kind is float and type(value) is int else value
+        groups[part] = group(**own)
+    return Config(**groups)
+
+
+def config_of(settings: dict, path: str | Path) -> Config:
+    """The Config of settings that were read from path.
+
+    Raises:
+        InputError: they are not a run's.
+    """
+    try:
+        return make_config(**settings)
+    except (InputError, TypeError, OverflowError) as error:  # no dict, say
+        raise InputError(f"{path} does not hold a run's settings ({error}): restore it, or train again") from error
+
+
+def get_config(argv: list[str] | None = None, saved: Config | None = None) -> Config:
     """Parses the command line.
 
-    A run that is resumed or tested keeps the settings it was begun with (its params.json), so that nobody repeats
-    them; flags given now override those that may still change.
+    A run that is resumed or tested keeps the settings it was begun with, so that nobody repeats them; flags given now
+    override those that may still change.
 
     Args:
         argv: flags; None takes those of the process.
+        saved: the settings of the run that is resumed or tested; None reads them from its params.json. Those of a
+            --checkpoint= are in the file itself, which the caller reads.
     Raises:
         InputError: a value that is not allowed, or that contradicts the run that is resumed or tested.
         SystemExit: after --help, or a flag that does not exist or does not parse (tyro prints why).
     """
-    task_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    task_parser.add_argument("--task", nargs="?", default="mnist", const="mnist")
-    task = task_parser.parse_known_args(argv)[0].task
-    config = parse_flags(Config, argv, Config(task=task, **TASKS.get(task, {})), prog="main.py")
-    if config.is_train and not config.resume:
+    config = parse_flags(_defaults(argv), argv, prog="main.py")
+    if config.call.is_train and not config.call.resume:
         return config
-
-    saved = _read_params(config.params_path)
-    if saved is None:  # the checkpoint's absence, if that is the matter, is reported where it is read
+    if saved is None and not config.call.checkpoint:
+        saved = _read_params(config.params_path)
+    if saved is None:  # the checkpoint's absence, if that is the reason, is reported where it is read
         return config
-    begun = replace(saved, **{name: getattr(config, name) for name in PER_CALL})
-    config = parse_flags(Config, argv, begun, prog="main.py")
-    free = FREE_ON_RESUME if config.is_train else FREE_ON_TEST
-    for name in (field.name for field in fields(Config)):
-        value, before = getattr(config, name), getattr(begun, name)
-        if value != before and name not in free:
+    begun = replace(saved, call=config.call)
+    config = parse_flags(begun, argv, prog="main.py")
+    free = names_marked(Mark.RESUME if config.call.is_train else Mark.TEST)
+    before = begun.flat()
+    for name, value in config.flat().items():
+        if value != before[name] and name not in free:
             raise InputError(
-                f"{name}={value} contradicts the run in {begun.params_path.parent}, which has {name}={before}: "
-                f"leave the flag out, or train another run with --run_name="
+                f"{name}={value} contradicts {begun.checkpoint_path}, which has {name}={before[name]}: leave the flag "
+                f"out, or train another run with --run_name="
             )
     return config
+
+
+def _defaults(argv: list[str] | None) -> Config:
+    """What the flags override: the defaults of the task and the recipe that they name."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--task", nargs="?")
+    parser.add_argument("--recipe", nargs="?")
+    named = parser.parse_known_args(argv)[0]
+    settings = read_recipe(named.recipe) if named.recipe else {}
+    return make_config(**{**settings, **({"task": named.task} if named.task else {})})
+
+
+def read_recipe(recipe: str) -> dict:
+    """The settings of a recipe, and the name of its runs.
+
+    Args:
+        recipe: a name, for recipes/NAME.toml, or the path of a TOML file.
+    Raises:
+        InputError: there is none, or it sets what only a call can.
+    """
+    path = Path(recipe) if recipe.endswith(".toml") else RECIPES / f"{recipe}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(each.stem for each in RECIPES.glob("*.toml")))
+        raise InputError(f"recipe={recipe} is not a file: name one by its path, or choose among {known}")
+    settings = read_toml(path)
+    wrong = sorted(settings.keys() & set(names_of(CallConfig)))
+    if wrong:
+        raise InputError(f"{path} sets {wrong[0]}, which belongs to a single call: give it as a flag")
+    config_of(settings, path)
+    return {**settings, "recipe": recipe, "run_name": path.stem}
 
 
 def _read_params(path: Path) -> Config | None:
@@ -318,21 +457,9 @@ def _read_params(path: Path) -> Config | None:
     try:
         return config_of(json.loads(path.read_text()), path)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} does not hold a run's settings ({error}): restore it, or train anew") from error
-
-
-def config_of(settings: dict, path: str | Path) -> Config:
-    """The Config of settings that were read from path, which may be older than some of the choices.
-
-    Raises:
-        InputError: they are not a run's.
-    """
-    try:
-        return Config(**{**BEFORE, **settings})
-    except TypeError as error:  # no dict, or fields that do not exist
-        raise InputError(f"{path} does not hold a run's settings ({error}): restore it, or train anew") from error
+        raise InputError(f"{path} does not hold a run's settings ({error}): restore it, or train again") from error
 
 
 def params_json(config: Config) -> str:
-    """The text of a run's params.json, which `get_config` reads back."""
-    return json.dumps(asdict(config), indent=2) + "\n"
+    """The text of a run's params.json."""
+    return json.dumps(config.flat(), indent=2) + "\n"

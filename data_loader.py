@@ -1,7 +1,8 @@
 """Batches of images and labels: in memory as bytes, or streamed; placed on canvases, on the device.
 
-train_loader, valid_loader = get_train_valid_loader(get_config(["--task=digits"]), torch.device("cpu"))
-for images, labels, centres, count in train_loader: ...
+    train_loader, valid_loader = get_train_valid_loader(make_config(task="digits").data, seed=1, device="cpu")
+    for batch in train_loader:
+        batch.images, batch.labels
 """
 
 import io
@@ -12,26 +13,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from canvas import draw_canvases
-from config import Config, InputError
-from datasets import Examples, ImageFiles, decode, read_examples
-from distributed import ALONE, World
-from runs import write_whole
+from config import DataConfig
+from images.canvas import draw_canvases
+from images.datasets import Examples, ImageFiles, decode, read_examples
+from training.checkpoint import write_whole
+from training.cli import InputError
+from training.distributed import ALONE, Shard, World
 from utils import Stream, make_generator
 
 TEST_CANVASES, VALIDATION_CANVASES = 0, 2**32  # seeds; those of runs are below the latter
-SAMPLE = 10_000  # images or canvases from which mean and standard deviation are taken, where they are not in memory
+SAMPLE = 10_000  # images or canvases from which mean and standard deviation are taken, if they are not in memory
 
 
 class Batch(NamedTuple):
     images: Tensor  # (B, C, H, W) uint8; the model normalises what it reads of them
     labels: Tensor  # (B,) int64
     centres: Tensor  # (B, 2), (x, y) in [-1, 1] of the middle of what was placed on a canvas; without one, 0
-    count: int  # images of the whole batch, of which each of several processes has its share
+    count: int  # images of the whole batch, of which each of several processes has its shard
+    shard: Shard  # these images' part of the whole batch
 
 
 class DataSpec(NamedTuple):
-    """What a model must know of its data; a checkpoint keeps it, so that a test needs no training images."""
+    """What a model must know of its data; a checkpoint holds it, so that a test needs no training images."""
 
     classes: list[str]
     num_channels: int
@@ -41,16 +44,16 @@ class DataSpec(NamedTuple):
     std: list[float]
 
     def fits(self, other: "DataSpec") -> bool:
-        """Whether both tell of the same images; mean and std of another sample, or rounded otherwise, may differ."""
+        """Whether both describe the same images; mean and std of another sample, or rounded otherwise, may differ."""
         numbers = zip([*self.mean, *self.std], [*other.mean, *other.std], strict=True)
         return self[:4] == other[:4] and all(abs(a - b) < 1e-3 for a, b in numbers)
 
 
 def spec_of(checkpoint: dict, path: str | Path) -> DataSpec:
-    """What a checkpoint, read from path, knows of its data.
+    """The description of its data in a checkpoint that was read from path.
 
     Raises:
-        InputError: something else.
+        InputError: there is none.
     """
     spec = checkpoint["data"]
     whole = (
@@ -62,12 +65,12 @@ def spec_of(checkpoint: dict, path: str | Path) -> DataSpec:
         and len(spec["mean"]) == len(spec["std"]) == spec["num_channels"]
     )
     if not whole:
-        raise InputError(f"{path} does not say what data it was trained on: restore it, or train anew")
+        raise InputError(f"{path} does not say what data it was trained on: restore it, or train again")
     return DataSpec(**spec)
 
 
 class Canvas(NamedTuple):
-    """Where images are placed before they are seen; see `canvas.draw_canvases`."""
+    """Where images are placed before they are seen; see `images.canvas.draw_canvases`."""
 
     size: int
     num_clutter: int
@@ -115,7 +118,7 @@ class Loader:
 
     @property
     def centres(self) -> Tensor:
-        """(N, 2), of what each image shows, (x, y) in [-1, 1]; where it is placed anew at each visit, of no use."""
+        """(N, 2), of what each image shows, (x, y) in [-1, 1]; useless if it is placed anew at each visit."""
         stored = getattr(self.examples, "centres", None)
         return torch.zeros(self.num_images, 2) if stored is None else stored
 
@@ -127,12 +130,12 @@ class Loader:
         self.epoch = epoch
 
     def described_by(self, spec: DataSpec) -> "Loader":
-        """Sets what a model must know of the data, which is told by the training images."""
+        """Sets what a model must know of the data, which the training images define."""
         self.spec = spec
         return self
 
-    def share_with(self, world: World) -> "Loader":
-        """Gives this process's share of each batch from now on, which has its place and clutter as in the whole."""
+    def shard_with(self, world: World) -> "Loader":
+        """Yields this process's shard of each batch from now on, placed and cluttered as in the whole batch."""
         self.world = world
         return self
 
@@ -140,75 +143,80 @@ class Loader:
         return self.batches()
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
-        """The batches of a pass, from the first-th on, as if those before it had been given."""
+        """The batches of a pass, from the first-th on, as if those before it had been visited."""
         for step, (images, labels, centres) in enumerate(self.raw(first), start=first):
             count = min(self.batch_size, self.num_images - step * self.batch_size)
             centres = torch.zeros(len(labels), 2, device=self.device) if centres is None else centres
-            yield Batch(images, labels, centres, count)
+            yield Batch(images, labels, centres, count, self.world.shard(count))
 
     def raw(self, first: int = 0) -> Iterator[Examples]:
-        """This process's images, labels, and centres where there are any, of each batch."""
+        """This process's images, labels, and centres if there are any, of each batch."""
         order = torch.arange(self.num_images)
         if self.shuffle_seed is not None:
             generator = make_generator(Stream.ORDER, self.shuffle_seed, self.epoch)
             order = torch.randperm(self.num_images, generator=generator)
         batches = order.to(self.device).split(self.batch_size)[first:]
-        shares = [(self.world.share(len(index)).part, len(index)) for index in batches]
-        batches = [index[part] for index, (part, _) in zip(batches, shares, strict=True)]
+        shards = [(self.world.shard(len(index)).part, len(index)) for index in batches]
+        batches = [index[part] for index, (part, _) in zip(batches, shards, strict=True)]
         if isinstance(self.examples, ImageFiles):
             for images, labels in decode(self.examples, batches, self.num_workers):
                 yield Examples(images.to(self.device), labels.to(self.device))
             return
-        for step, (index, share) in enumerate(zip(batches, shares, strict=True), start=first):
+        for step, (index, shard) in enumerate(zip(batches, shards, strict=True), start=first):
             images, labels, centres = self.examples.take(index)
             if self.canvas:
                 generator = make_generator(Stream.CANVAS, self.canvas_seed, self.epoch, step, self.device)
                 images, centres = draw_canvases(
-                    images, self.examples.images, **self.canvas._asdict(), generator=generator, share=share
+                    images, self.examples.images, **self.canvas._asdict(), generator=generator, shard=shard
                 )
             yield Examples(images, labels, centres)
 
 
-def get_train_valid_loader(config: Config, device: torch.device, world: World = ALONE) -> tuple[Loader, Loader]:
+def get_train_valid_loader(
+    data: DataConfig, seed: int, device: torch.device, world: World = ALONE
+) -> tuple[Loader, Loader]:
     """The training images, shuffled and placed anew each epoch, and the validation images split off them by seed.
 
     Args:
-        config: the run's settings.
+        data: which images, and the size of a batch.
+        seed: of the split, the order, and the training's canvases.
         device: where the batches are to be.
         world: whose processes share each batch.
     Raises:
         InputError: the data set is missing or damaged, or does not fit the settings.
     """
-    examples, classes = read_examples(config, train=True)
+    examples, classes = read_examples(data, seed, train=True)
     count = len(examples.labels)
-    num_valid = int(config.valid_size * count)
+    num_valid = int(data.valid_size * count)
     if not 0 < num_valid < count:
-        raise InputError(f"valid_size={config.valid_size} of {count} images leaves none to train on or to validate on")
+        raise InputError(f"valid_size={data.valid_size} of {count} images leaves none to train on or to validate on")
     order = torch.arange(count)
-    if config.shuffle:
-        order = torch.randperm(count, generator=make_generator(Stream.SPLIT, config.random_seed))
+    if data.shuffle:
+        order = torch.randperm(count, generator=make_generator(Stream.SPLIT, seed))
     train_loader = Loader(
         examples.take(order[num_valid:]),
-        batch_size=config.batch_size * world.size,
+        batch_size=data.batch_size * world.size,
         device=device,
-        shuffle_seed=config.random_seed if config.shuffle else None,
-        canvas=make_canvas(config, examples),
-        canvas_seed=config.random_seed,
-        num_workers=config.num_workers,
+        shuffle_seed=seed if data.shuffle else None,
+        canvas=make_canvas(data, examples),
+        canvas_seed=seed,
+        num_workers=data.num_workers,
     )
     spec = describe(train_loader, classes)
-    valid_loader = make_evaluation_loader(config, examples.take(order[:num_valid]), device, world, VALIDATION_CANVASES)
-    return train_loader.described_by(spec).share_with(world), valid_loader.described_by(spec)
+    valid_loader = make_evaluation_loader(data, examples.take(order[:num_valid]), device, world, VALIDATION_CANVASES)
+    return train_loader.described_by(spec).shard_with(world), valid_loader.described_by(spec)
 
 
-def get_test_loader(config: Config, spec: DataSpec, device: torch.device, world: World = ALONE) -> Loader:
+def get_test_loader(
+    data: DataConfig, seed: int, spec: DataSpec, device: torch.device, world: World = ALONE
+) -> Loader:
     """The test images, described by what the model was trained on.
 
     Raises:
         InputError: the data set is missing or damaged, or is not of the kind the model was trained on.
     """
-    examples, _ = read_examples(config, train=False, classes=spec.classes, channels=spec.num_channels)
-    loader = make_evaluation_loader(config, examples, device, world, TEST_CANVASES).described_by(spec)
+    examples, _ = read_examples(data, seed, train=False, classes=spec.classes, channels=spec.num_channels)
+    loader = make_evaluation_loader(data, examples, device, world, TEST_CANVASES).described_by(spec)
     shape = tuple(next(loader.raw()).images.shape[1:])
     trained = (spec.num_channels, spec.height, spec.width)
     if shape != trained or int(examples.labels.max()) >= len(spec.classes):
@@ -217,43 +225,43 @@ def get_test_loader(config: Config, spec: DataSpec, device: torch.device, world:
 
 
 def make_evaluation_loader(
-    config: Config, examples: Examples | ImageFiles, device: torch.device, world: World, canvas_seed: int
+    data: DataConfig, examples: Examples | ImageFiles, device: torch.device, world: World, canvas_seed: int
 ) -> Loader:
     """Images in order. Canvases are drawn once, on the CPU: their places and clutter are the same in every run."""
-    canvas = make_canvas(config, examples)
+    canvas = make_canvas(data, examples)
     if canvas:
         cpu = torch.device("cpu")
         fixed = Loader(examples, batch_size=1000, device=cpu, canvas=canvas, canvas_seed=canvas_seed)
         examples = Examples(*(torch.cat(parts) for parts in zip(*fixed.raw(), strict=True)))
-    batch_size = config.batch_size * world.size
-    return Loader(examples, batch_size=batch_size, device=device, num_workers=config.num_workers).share_with(world)
+    batch_size = data.batch_size * world.size
+    return Loader(examples, batch_size=batch_size, device=device, num_workers=data.num_workers).shard_with(world)
 
 
-def make_canvas(config: Config, examples: Examples | ImageFiles) -> Canvas | None:
-    if not config.canvas_size:
+def make_canvas(data: DataConfig, examples: Examples | ImageFiles) -> Canvas | None:
+    if not data.canvas_size:
         return None
     if isinstance(examples, ImageFiles):
-        raise InputError(f"canvas_size={config.canvas_size} needs images that fit into memory: make them smaller")
+        raise InputError(f"canvas_size={data.canvas_size} needs images that fit into memory: make them smaller")
     height, width = examples.images.shape[2:]
-    if max(height, width) > config.canvas_size:
-        raise InputError(f"canvas_size={config.canvas_size} is smaller than the images, {width} x {height}")
-    return Canvas(config.canvas_size, config.num_clutter)
+    if max(height, width) > data.canvas_size:
+        raise InputError(f"canvas_size={data.canvas_size} is smaller than the images, {width} x {height}")
+    return Canvas(data.canvas_size, data.num_clutter)
 
 
 def describe(loader: Loader, classes: list[str]) -> DataSpec:
     """Sizes, and each channel's mean and standard deviation; a constant channel counts as of standard deviation 1.
 
-    Exact for images in memory, from the first SAMPLE images of a pass where they are streamed or placed on canvases.
+    Exact for images in memory, from the first SAMPLE images of a pass if they are streamed or placed on canvases.
     """
     images = loader.examples.images if isinstance(loader.examples, Examples) and not loader.canvas else sample(loader)
     _, channels, height, width = images.shape
     values = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
     for channel in images.unbind(1):
-        share = torch.bincount(channel.flatten(), minlength=256).cpu().double() / channel.numel()
-        mean = (share * values).sum()
+        frequency = torch.bincount(channel.flatten(), minlength=256).cpu().double() / channel.numel()
+        mean = (frequency * values).sum()
         means.append(mean.item())
-        stds.append((share * (values - mean).square()).sum().sqrt().item() or 1.0)
+        stds.append((frequency * (values - mean).square()).sum().sqrt().item() or 1.0)
     return DataSpec(classes, channels, height, width, means, stds)
 
 
@@ -268,7 +276,7 @@ def sample(loader: Loader) -> Tensor:
 
 
 def save_samples(loader: Loader, path: Path):
-    """Saves the first 64 images that a pass gives as a grid, a PNG."""
+    """Saves the first 64 images of a pass as a grid, a PNG."""
     from torchvision.utils import save_image
 
     images = next(iter(loader)).images[:64]

@@ -1,17 +1,17 @@
-"""Trains, continues and tests the Recurrent Attention Model (Mnih et al. 2014).
+"""Trains, resumes and tests the Recurrent Attention Model (Mnih et al. 2014).
 
-python main.py                     # train on MNIST
-python main.py --resume=True       # go on with it
-python main.py --is_train=False    # test the best validation model
+    python main.py                     # train on MNIST
+    python main.py --resume=True       # continue
+    python main.py --is_train=False    # test the best validation model
 
-torchrun --nproc_per_node=2 main.py does each of these with two processes, a GPU for each where there are any.
+`torchrun --nproc_per_node=2 main.py` does each of these with two processes, with a GPU for each if there are any.
 """
 
 import sys
 
-from config import Config, InputError, get_config
-from distributed import ALONE, World, join, keep_batch
-from flags import refusals_told
+from config import Config, config_of, get_config
+from training.cli import InputError, as_input_errors
+from training.distributed import ALONE, World, join, keep_batch
 
 
 def main(config: Config, world: World = ALONE):
@@ -21,39 +21,67 @@ def main(config: Config, world: World = ALONE):
         InputError: a file, a folder or a setting does not fit.
     """
     # Imported here, not above: --help and a typo's message need not wait for torch.
-    from data_loader import get_test_loader, get_train_valid_loader, spec_of
-    from runs import load_checkpoint
+    from data_loader import get_test_loader, get_train_valid_loader, save_samples, spec_of
     from trainer import Trainer
-    from utils import pick_device, seed_everything
+    from training.checkpoint import load_checkpoint
+    from training.distributed import pick_device
+    from training.run_folder import open_run
+    from utils import seed_everything
+    from viz.reports import open_reports
 
-    seed_everything(config.random_seed)
-    device = pick_device(config.use_gpu, world)
-    checkpoint = load_checkpoint(config.checkpoint_path) if config.resume or not config.is_train else None
-    if config.is_train:
-        config = keep_batch(config, checkpoint, world.size) if checkpoint else config
-        with world.main_first():
-            loaders = get_train_valid_loader(config, device, world)
-        Trainer(config, loaders, device, checkpoint).train()
-    else:
+    call, seed = config.call, config.training.random_seed
+    seed_everything(seed)
+    device = pick_device(config.machine.use_gpu, world)
+    if not call.is_train:
+        checkpoint = load_checkpoint(config.checkpoint_path)
         spec = spec_of(checkpoint, config.checkpoint_path)
         with world.main_first():
-            test_loader = get_test_loader(config, spec, device, world)
+            test_loader = get_test_loader(config.data, seed, spec, device, world)
         Trainer(config, test_loader, device, checkpoint).test()
+        return
+
+    checkpoint = None
+    if call.resume:
+        checkpoint = load_checkpoint(config.checkpoint_path, to_resume=True)
+        config = keep_batch(config, checkpoint, world.size)
+    with world.main_first():
+        loaders = get_train_valid_loader(config.data, seed, device, world)
+    trainer = Trainer(config, loaders, device, checkpoint)
+    with world.main_only(open_run(config, device, trainer.progress.epoch, trainer.progress.step)):
+        if call.show_sample and world.is_main:
+            save_samples(loaders[0], config.run_plots / "samples.png")
+        with open_reports(config, trainer) as reports:
+            trainer.train(on_epoch=reports)
+
+
+def configure(argv: list[str] | None) -> Config:
+    """The settings of a call; those of a --checkpoint= are read from the file itself.
+
+    Raises:
+        InputError, SystemExit: as `get_config`.
+    """
+    config = get_config(argv)
+    if not config.call.checkpoint:
+        return config
+    from training.checkpoint import load_checkpoint
+
+    path = config.checkpoint_path
+    return get_config(argv, saved=config_of(load_checkpoint(path)["config"], path))
 
 
 def run(argv: list[str] | None = None) -> int:
-    """`main` as a command: prints what the user can put right as one line, and gives the exit code."""
+    """`main` as a command: prints what the user can fix as one line, and returns the exit code."""
     with join() as world:
         try:
-            with refusals_told():
+            with as_input_errors():
                 with world.main_first():
-                    config = get_config(argv)
+                    config = configure(argv)
                 main(config, world)
             return 0
         except InputError as error:
-            world.last_words(f"main.py: {error}")
+            world.print_reason(f"main.py: {error}")
         except KeyboardInterrupt as error:
-            world.last_words(f"main.py: {str(error) or 'interrupted'}")
+            world.print_reason(f"main.py: {str(error) or 'interrupted'}")
             return getattr(error, "exit_code", 130)
     return 1
 

@@ -1,6 +1,6 @@
 """The Recurrent Attention Model: a whole rollout of glimpses in one `forward`, and the loss that trains it.
 
-Mnih et al. 2014, section 3.
+Mnih et al. 2014, section 3. This file and modules.py need torch alone.
 
     model = RecurrentAttention.load("ckpt/ram_6_8x8_1/best.pt")
     rollout = model(images)  # (B, C, H, W), uint8
@@ -15,19 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from config import InputError
 from modules import ActionNetwork, BaselineNetwork, CoreNetwork, GlimpseNetwork, LocationNetwork, LSTMCore, Retina
-from runs import load_checkpoint
 
 
 class Rollout(NamedTuple):
-    """T glimpses of each image, S of them where the policy chose to look, and the answer."""
+    """T glimpses of each image, S of them at locations that the policy chose, and the prediction."""
 
     log_probs: Tensor  # (B, num_classes), log-probabilities of the classes after the last glimpse
     locations: Tensor  # (B, T, 2), (x, y) looked at, in [-1, 1]
-    log_pis: Tensor  # (B, S), log pi of the last S locations; without gradient where they were given
+    log_pis: Tensor  # (B, S), log pi of the last S locations; without gradient if they were fixed
     baselines: Tensor  # (B, S), reward expected when each of them was chosen
-    hiddens: Tensor  # (B, T, hidden_size), h_t, no gradient; model.classifier reads an early answer out of it
+    hiddens: Tensor  # (B, T, hidden_size), h_t, no gradient; model.classifier reads an early prediction out of it
 
 
 class Losses(NamedTuple):
@@ -37,16 +35,16 @@ class Losses(NamedTuple):
     action: Tensor  # (), cross-entropy of the class
     baseline: Tensor  # (), squared error of the expected reward
     reinforce: Tensor  # (), minus log pi times advantage; its gradient counts, its value means nothing
-    accuracy: Tensor  # (), share of the images that are answered right
+    accuracy: Tensor  # (), fraction of the images whose class is predicted right
 
 
 class RecurrentAttention(nn.Module):
-    """Looks at an image through a few glimpses and tells its class.
+    """Looks at an image through a few glimpses and predicts its class.
 
     In training mode locations are drawn from the policy; in evaluation mode they are its mean.
 
     Args:
-        patch_size, num_patches, glimpse_scale: of the retina, in pixels, patches and times; see `Retina`.
+        patch_size, num_patches, glimpse_scale: of the retina, in pixels, patches, and widths of the patch before.
         num_channels: C of the images.
         loc_hidden, glimpse_hidden: units that encode where and what; see `GlimpseNetwork`.
         hidden_size: units of the core's hidden state.
@@ -57,8 +55,8 @@ class RecurrentAttention(nn.Module):
         scan_radius: of the circle on which the policy starts to look around; 0 is the paper's start, at the centre.
         core: "relu", the paper's, or "lstm".
         core_init: "uniform", as torch draws it, or "identity", which keeps what was seen; see `CoreNetwork`.
-        first_location: where a rollout begins that is told nothing else: "random", the paper's, at the "centre", or
-            where the policy has "learned" to; only then it chooses S = T locations, else S = T - 1.
+        first_location: where a rollout begins: at a "random" place, as the paper's does, at the "centre", or where the
+            policy has "learned" to. Only then the policy chooses S = T locations, else S = T - 1.
     """
 
     def __init__(
@@ -136,32 +134,32 @@ class RecurrentAttention(nn.Module):
 
         Args:
             images: (B, C, H, W), uint8, or normalised.
-            first_locations: (B, 2) in [-1, 1], or (B, K, 2) to say where to look the first K times; the policy chooses
-                the rest. None begins as the model's first_location says.
-            noise: (S, B, 2), standard normal, of the policy; None draws it in training mode and has none in evaluation
-                mode.
-            generator: what None draws from, on the images' device.
+            first_locations: (B, 2) in [-1, 1], or (B, K, 2) to fix the first K locations; the policy chooses the rest.
+                None begins as the model's first_location says.
+            noise: (S, B, 2), standard normal, of the policy; None draws it in training mode, and is no noise in
+                evaluation mode.
+            generator: source of what is drawn, on the images' device.
         """
         batch = len(images)
         if first_locations is None:
             first_locations = draw_first_locations(self.first_location, batch, images.device, generator)
         if noise is None and self.training:
             noise = self.draw_noise(batch, images.device, generator)
-        given = (first_locations[:, None] if first_locations.dim() == 2 else first_locations).unbind(1)  # K of (B, 2)
-        told = self.num_glimpses - self.num_choices  # locations that the policy never chooses
+        fixed = (first_locations[:, None] if first_locations.dim() == 2 else first_locations).unbind(1)  # K of (B, 2)
+        unchosen = self.num_glimpses - self.num_choices  # locations that the policy never chooses, 0 or 1
 
         scene = self.retina.prepare(images, self.num_glimpses, self.image_mean, self.image_std)
         hidden, state = images.new_zeros(batch, self.hidden_size, dtype=torch.float32), None  # h_0 = 0
-        # The policy's means, and the samples around them before the clamp; a given location stands for both.
+        # The policy's means, and the samples around them before the clamp; a fixed location counts as both.
         means, samples, hiddens = [], [], [hidden]
         for t in range(self.num_glimpses):
-            if t < len(given):
-                mean = sample = given[t]
+            if t < len(fixed):
+                mean = sample = fixed[t]
             else:
-                # REINFORCE trains the location network alone: the state it judges is a constant to it. Nor does the
-                # class's gradient pass through a location: it would teach the policy behind REINFORCE's back.
-                mean = self.locator(hidden.detach(), t - told)
-                sample = mean.detach() if noise is None else mean.detach() + self.std * noise[t - told]
+                # REINFORCE trains the location network alone, so h_t is detached. The sample is detached, too: the
+                # cross-entropy must not train the policy through the places of the glimpses.
+                mean = self.locator(hidden.detach(), t - unchosen)
+                sample = mean.detach() if noise is None else mean.detach() + self.std * noise[t - unchosen]
             location = sample.clamp(-1, 1)
             glimpse = self.sensor(self.retina.look(scene, location), location)  # g_t
             hidden, state = self.rnn(glimpse, state)  # h_t
@@ -175,8 +173,8 @@ class RecurrentAttention(nn.Module):
         return Rollout(
             log_probs=self.classifier(hidden),
             locations=samples.clamp(-1, 1).transpose(0, 1),
-            log_pis=log_normal(samples[told:], torch.stack(means)[told:], self.std).T,
-            baselines=self.baseliner(hiddens[told:-1]).T,
+            log_pis=log_normal(samples[unchosen:], torch.stack(means)[unchosen:], self.std).T,
+            baselines=self.baseliner(hiddens[unchosen:-1]).T,
             hiddens=hiddens[1:].transpose(0, 1),
         )
 
@@ -186,34 +184,22 @@ class RecurrentAttention(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "RecurrentAttention":
-        """The model of a checkpoint, in evaluation mode.
-
-        Raises:
-            InputError: no such file, or not a checkpoint of this model.
-        """
-        return cls.of(load_checkpoint(path), path).to(device).eval()
+        """The model of a checkpoint, in evaluation mode. Nothing in the file is run."""
+        return cls.of(torch.load(path, map_location="cpu", weights_only=True)).to(device).eval()
 
     @classmethod
-    def of(cls, checkpoint: dict, path: str | Path) -> "RecurrentAttention":
-        """The model of a checkpoint that was read from path, on the CPU.
-
-        Raises:
-            InputError: sizes and weights contradict each other.
-        """
-        try:
-            model = cls(**checkpoint["model_args"])
-            model.load_state_dict(checkpoint["model_state"])
-            model.normalize_by(checkpoint["data"]["mean"], checkpoint["data"]["std"])
-        except (KeyError, RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise InputError(f"{path} holds another model: {' '.join(str(error).split())}") from error
-        return model
+    def of(cls, checkpoint: dict) -> "RecurrentAttention":
+        """The model of a checkpoint that was read, on the CPU."""
+        model = cls(**checkpoint["model_args"])
+        model.load_state_dict(checkpoint["model_state"])
+        return model.normalize_by(checkpoint["data"]["mean"], checkpoint["data"]["std"])
 
 
 def draw_first_locations(
     first_location: str, batch: int, device: torch.device, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Where rollouts begin: (B, 2), uniform in [-1, 1] if "random", or at the "centre"; if "learned", the policy is
-    told nothing, (B, 0, 2)."""
+    """Where rollouts begin: (B, 2), uniform in [-1, 1] if "random", or at the "centre"; if "learned", no location is
+    fixed, (B, 0, 2)."""
     if first_location == "centre":
         return torch.zeros(batch, 2, device=device)
     if first_location == "learned":
@@ -234,12 +220,12 @@ def hybrid_loss(rollout: Rollout, labels: Tensor, *, reinforce_weight: float, re
         rollout: of B images.
         labels: (B,), the classes.
         reinforce_weight: weight of the REINFORCE term.
-        reward: "correct", 1 or 0, the paper's, or "probability", the mean of it over answers drawn from the class
+        reward: "correct", 1 or 0, the paper's, or "probability", its mean over predictions drawn from the class
             probabilities.
     """
     correct = (rollout.log_probs.argmax(-1) == labels).float()  # (B,)
     rewards = correct if reward == "correct" else rollout.log_probs.detach().exp().gather(1, labels[:, None])[:, 0]  # R
-    # The advantage R - b_t weighs log pi; a gradient through b_t would bend the baseline away from E[R].
+    # The advantage R - b_t weights log pi; a gradient through b_t would pull the baseline away from E[R].
     advantage = rewards[:, None] - rollout.baselines.detach()  # (B, S)
     action = F.nll_loss(rollout.log_probs, labels)
     errors = (rollout.baselines - rewards[:, None]).square()
@@ -250,7 +236,7 @@ def hybrid_loss(rollout: Rollout, labels: Tensor, *, reinforce_weight: float, re
 
 
 def first_not_finite(losses: Tensor) -> tuple[int, str, float] | None:
-    """The first step with a term that is infinite or not a number, as (step, term, value); None where all are finite.
+    """The first step with a term that is infinite or not a number, as (step, term, value); None if all are finite.
 
     Args:
         losses: (steps, terms), `Losses` of successive steps; read from the device at once.

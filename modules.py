@@ -17,12 +17,12 @@ TABLE_COST = 4.0  # of a pixel's entry in a summed-area table, in reads of a pix
 
 
 class Scene(NamedTuple):
-    """A batch of images made ready to be read at any place; see `Retina.prepare`."""
+    """A batch of images, ready to be read at any place; see `Retina.prepare`."""
 
     pixels: Tensor  # (B, C, H * W), uint8 or normalised
     mean: Tensor | None  # (C, 1, 1), by which uint8 pixels are normalised once they are read
     std: Tensor | None  # (C, 1, 1)
-    sums: Tensor | None  # (B, C, (H + 1) * (W + 1)), their summed-area table; None where none would pay
+    sums: Tensor | None  # (B, C, (H + 1) * (W + 1)), their summed-area table; None if it would not pay
     height: int
     width: int
 
@@ -33,8 +33,8 @@ class Retina(nn.Module):
     Patch i is g * s**i pixels wide and is average pooled back to g x g (section 3.1). A patch of width w around pixel c
     covers [c - w // 2, c - w // 2 + w); outside the normalised image is 0. The finest patch is read pixel by pixel, the
     coarse ones from a summed-area table, so that a glimpse costs about num_patches * g * g reads however wide it is.
-    Where the images are so large that the table would cost more than it saves, coarse patches are read row by row, and
-    no pixel is touched that no glimpse covers.
+    If the images are so large that the table would cost more than it saves, coarse patches are read row by row, and
+    only the pixels that a glimpse covers are touched.
 
     Args:
         patch_size: g, in pixels.
@@ -67,10 +67,10 @@ class Retina(nn.Module):
     def prepare(
         self, images: Tensor, num_glimpses: int, mean: Tensor | None = None, std: Tensor | None = None
     ) -> Scene:
-        """What num_glimpses glimpses of a batch share: made once, read by `look` at every step.
+        """Prepares a batch for num_glimpses glimpses: made once, read by `look` at every step.
 
         Args:
-            images: (B, C, H, W), normalised, or uint8, of which only what is read is normalised, if that is less.
+            images: (B, C, H, W), normalised, or uint8; of those only the pixels that are read are normalised, if that is less.
             num_glimpses: how often they will be looked at.
             mean, std: (C, 1, 1), of uint8 images as numbers from 0 to 1.
         """
@@ -111,15 +111,15 @@ class Retina(nn.Module):
     def _pool(self, scene: Scene, rows: Tensor, columns: Tensor, cell: int) -> Tensor:
         """The means of a patch's cells, each of cell x cell pixels: (B, C, g, g).
 
-        A row is copied whole, which is much faster than pixel by pixel. Where the patch crosses the image's left or
-        right border, the copy is of the pixels beside it, and those count that the patch covers.
+        A row is copied whole, which is much faster than pixel by pixel. If the patch crosses the image's left or right
+        border, the copy starts or ends at the border, and only the pixels that the patch covers count.
         """
         batch, channels, _ = scene.pixels.shape
         size, cells = self.patch_size * cell, (self.patch_size, cell)
         rows, inside_rows = _span(rows, size, scene.height)
         columns, inside_columns = _span(columns, size, scene.width)
-        length = min(size, scene.width)  # of what is copied of a row
-        first = columns[:, :1].clamp(0, scene.width - length)  # where it begins, (B, 1)
+        length = min(size, scene.width)  # of the copied part of a row
+        first = columns[:, :1].clamp(0, scene.width - length)  # its first column, (B, 1)
         planes = torch.arange(batch * channels, device=rows.device).view(batch, channels, 1)
         starts = (planes * scene.height + rows.clamp(0, scene.height - 1)[:, None]) * scene.width + first[:, None]
         copied = scene.pixels.flatten().unfold(0, length, 1).index_select(0, starts.flatten())
@@ -173,7 +173,7 @@ class CoreNetwork(nn.Module):
 
     Args:
         hidden_size: size of g_t and h_t.
-        keep: begin with h_t as the sum of h_{t-1} and what is new, so that early glimpses last: recurrent weights that
+        keep: start with h_t as the sum of h_{t-1} and what is new, so that early glimpses last: the recurrent weights
             are the identity (Le, Jaitly and Hinton 2015, "A simple way to initialize recurrent networks of rectified
             linear units").
     """
@@ -186,7 +186,7 @@ class CoreNetwork(nn.Module):
             nn.init.eye_(self.from_hidden.weight)
 
     def forward(self, glimpse: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """g_t (B, hidden_size), state before, None for h_0 = 0 -> h_t (B, hidden_size), state after."""
+        """g_t (B, hidden_size), the state before, None for h_0 = 0 -> h_t (B, hidden_size), the state after."""
         hidden = self.from_glimpse(glimpse)
         if state is not None:  # a product with zeros would cost as much as any other
             hidden = hidden + self.from_hidden(state)
@@ -199,7 +199,7 @@ class LSTMCore(nn.Module):
 
     Args:
         hidden_size: size of g_t and h_t.
-        keep: begin with a forget gate of bias 1, so that early glimpses last.
+        keep: start with a forget gate of bias 1, so that early glimpses last.
     """
 
     def __init__(self, *, hidden_size: int, keep: bool = False):
@@ -210,7 +210,7 @@ class LSTMCore(nn.Module):
                 self.cell.bias_hh[hidden_size : 2 * hidden_size].fill_(1.0)  # gates: input, forget, cell, output
 
     def forward(self, glimpse: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """As of `CoreNetwork`; the state is h_t and the cell, (B, hidden_size) each."""
+        """As `CoreNetwork.forward`; the state is h_t and the cell, (B, hidden_size) each."""
         hidden, cell = self.cell(glimpse, state)
         return hidden, (hidden, cell)
 
@@ -222,8 +222,8 @@ class LocationNetwork(nn.Module):
         hidden_size: size of h_t.
         locator_hidden: units of a hidden layer; 0 is the paper's linear network.
         num_steps: locations that the policy chooses in a rollout.
-        scan_radius: where the means start. 0: all at the centre, as the paper's. Above 0: each step has a bias of its
-            own, learned like the rest, that starts the means on a circle of this radius, evenly spread.
+        scan_radius: 0: the means start at the centre, as the paper's. Above 0: each step has a bias of its own, learned
+            like the rest, that starts the means on a circle of this radius, evenly spread.
     """
 
     def __init__(self, *, hidden_size: int, locator_hidden: int, num_steps: int, scan_radius: float):

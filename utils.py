@@ -1,6 +1,6 @@
-"""What every part of a run needs: devices, random numbers, meters, signals.
+"""What every part of a run needs: number formats, random numbers, meters, signals. Imports nothing of this project.
 
-generator = make_generator(Stream.ROLLOUT, seed=1, epoch=3, step=20)
+    generator = make_generator(Stream.ROLLOUT, seed=1, epoch=3, step=20)
 """
 
 import random
@@ -12,34 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import InputError
-from distributed import ALONE, World
-
-
-def pick_device(use_gpu: bool, world: World = ALONE) -> torch.device:
-    """CUDA, a GPU for each process; else, for a process by itself, Apple's MPS; else the CPU.
-
-    Raises:
-        InputError: there are more processes than GPUs.
-    """
-    if use_gpu and torch.cuda.is_available():
-        count = torch.cuda.device_count()
-        if world.local_rank >= count:
-            raise InputError(f"this machine has {count} GPUs: --nproc_per_node={count}, or --use_gpu=False")
-        torch.cuda.set_device(world.local_rank)
-        return torch.device("cuda")
-    if use_gpu and torch.backends.mps.is_available() and world.size == 1:
-        return torch.device("mps")
-    return torch.device("cpu")
-
 
 def describe_device(device: torch.device) -> str:
     """The name of a CUDA GPU, else "mps" or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def multiplies_in(precision: str, device: torch.device) -> torch.dtype:
-    """The number format of a training step's matrix products; see `Config.precision`."""
+def matmul_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The number format of a training step's matrix products; see `TrainingConfig.precision`."""
     wanted = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
     return torch.bfloat16 if wanted else torch.float32
 
@@ -59,7 +39,7 @@ def seed_everything(seed: int):
 
 
 class Stream(IntEnum):
-    """What random numbers are for; each use draws from streams of its own."""
+    """What random numbers are for; each use draws from a stream of its own."""
 
     SPLIT = 0  # which images are for validation, or for the test
     ORDER = 1  # the order of the training images in an epoch
@@ -71,7 +51,7 @@ class Stream(IntEnum):
 def make_generator(
     stream: Stream, seed: int, epoch: int = 0, step: int = 0, device: str | torch.device = "cpu"
 ) -> torch.Generator:
-    """A generator whose numbers depend on these alone, whatever else has been drawn: a run may begin at any step."""
+    """A generator whose numbers depend on these alone, whatever else was drawn: a run may resume at any step."""
     state = np.random.SeedSequence((stream, seed, epoch, step)).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0] >> np.uint64(1)))
 
@@ -99,25 +79,28 @@ class AverageMeter:
         if isinstance(self.total, Tensor) and self.total.shape == (size,) and isinstance(self.weight, int):
             self.total = self.total.to(device)
         elif (self.total, self.weight) != (0.0, 0):
-            raise ValueError("its meter is not one")
+            raise ValueError("its meter is damaged")
 
 
 class Interrupted(KeyboardInterrupt):
     """A signal asked a training to stop, and it has saved itself."""
 
     def __init__(self, signal_number: int, saved: str):
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}, {saved}; --resume=True goes on there")
-        self.exit_code = 128 + signal_number  # as a shell tells it
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}, {saved}; --resume=True continues from there")
+        self.exit_code = 128 + signal_number  # as shells report it
 
 
 class StopSignal:
-    """Notes the first SIGINT or SIGTERM for the training to read; a second one acts as it would without this.
+    """Records the first signal that asks to stop, for a loop to read; a second one acts as it would without this.
 
-    Elsewhere than in the main thread, where Python hears no signals, it notes nothing.
+    SIGINT (Ctrl-C), SIGTERM, and SIGHUP (a closed terminal), each unless the process was started to ignore it, as
+    nohup does with SIGHUP. Elsewhere than in the main thread, where Python receives no signals, it records nothing.
 
     Args:
-        echoes: a second one means nothing: torchrun sends on to its processes what they have received already.
+        echoes: ignore a second one: torchrun passes on to its processes what they have received already.
     """
+
+    NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
     def __init__(self, echoes: bool = False):
         self.echoes = echoes
@@ -126,10 +109,12 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         self.before = {}
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            for number in (getattr(signal, name) for name in self.NAMES if hasattr(signal, name)):  # Windows lacks one
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self._record)
         return self
 
-    def _note(self, number: int, frame):
+    def _record(self, number: int, frame):
         self.received = number
         if not self.echoes:
             self._restore()
@@ -149,7 +134,7 @@ def random_states() -> list[Tensor]:
 
 
 def restore_random_states(states: list[Tensor]):
-    """Sets what `random_states` told; the GPUs' only where there are as many."""
+    """Sets what `random_states` returned; the GPUs' only if there are as many."""
     torch.set_rng_state(states[0])
     if torch.cuda.is_available() and len(states) == 1 + torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states[1:])

@@ -8,6 +8,7 @@ A line "wait PID" answers with that child's exit code.
 import functools
 import json
 import os
+import signal
 import sys
 
 import sklearn.datasets
@@ -16,7 +17,9 @@ import torch
 import data_loader  # noqa: F401
 import main
 import trainer  # noqa: F401
+import viz.reports  # noqa: F401
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a suite in the background would ignore
 torch.set_num_threads(1)
 torch.optim.Adam([torch.zeros(1)])  # imports a second's worth more of torch
 sklearn.datasets.load_digits = functools.cache(sklearn.datasets.load_digits)

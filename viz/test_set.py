@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from glimpses import Source
-from pictures import GAP, RIGHT, new_figure, place, short, show
+from viz.figures import GAP, RIGHT, new_figure, place, short, show
+from viz.record import Source
 
 FINEST = 30  # cells of a heat map across an image, at most: finer ones would hold too few glimpses
 WIDTH = 9  # inches

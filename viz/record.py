@@ -1,12 +1,11 @@
 """Where a model looked, as arrays: a training saves them, plot_glimpses.py draws them.
 
-glimpses = load_glimpses("plots/ram_6_8x8_1/glimpses_30.npz")
-glimpses.locations[0], glimpses.probabilities[0]    # of the first image, one row for each glimpse
+    glimpses = load_glimpses("plots/ram_6_8x8_1/glimpses_30.npz")
+    glimpses.locations[0], glimpses.probabilities[0]    # of the first image, one row for each glimpse
 """
 
 import io
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,38 +13,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import Config, InputError, config_of
-from data_loader import Batch, Loader, get_test_loader, spec_of
-from evaluation import evaluation_locations
+from config import Config, config_of
+from data_loader import Batch, DataSpec, Loader, get_test_loader, spec_of
 from model import RecurrentAttention
-from runs import load_checkpoint, write_whole
-from utils import pick_device
+from training.checkpoint import load_checkpoint, model_of, write_whole
+from training.cli import InputError
+from training.distributed import pick_device
+from training.evaluation import evaluation_locations
 
 PER_IMAGE = ("images", "labels", "locations", "patches", "probabilities")  # fields of Glimpses
 NUM_SAVED = 9  # validation images whose glimpses a training saves and draws
 
 
 class Glimpses(NamedTuple):
-    """Where a model looked in N images, what it received there, and what it took each image for."""
+    """Where a model looked in N images, what it saw there, and what class it predicted."""
 
     images: np.ndarray  # (N, C, H, W), from 0 to 1
     labels: np.ndarray  # (N,)
     locations: np.ndarray  # (N, T, 2), (x, y) in [-1, 1]
     patches: np.ndarray  # (N, T, num_patches, C, g, g), from 0 to 1: the retina's output
-    probabilities: np.ndarray  # (N, T, num_classes), of the classes, read out after each glimpse
+    probabilities: np.ndarray  # (N, T, num_classes), of the classes, after each glimpse
     classes: np.ndarray  # (num_classes,), their names
     outside: np.ndarray  # (C,), from 0 to 1: what the retina reads beyond the border
     glimpse_scale: int
 
     @property
-    def answers(self) -> np.ndarray:
-        """(N, T), the class of the highest probability after each glimpse; the last is the model's prediction."""
+    def predictions(self) -> np.ndarray:
+        """(N, T), the class of the highest probability after each glimpse; the last is the model's."""
         return self.probabilities.argmax(axis=-1)
 
     @property
     def wrong(self) -> np.ndarray:
-        """(N,), whether the last answer is not the label."""
-        return self.answers[:, -1] != self.labels
+        """(N,), whether the last prediction is not the label."""
+        return self.predictions[:, -1] != self.labels
 
     def take(self, index) -> "Glimpses":
         """The glimpses of some images: a slice, or an array of numbers or of booleans (N,)."""
@@ -75,12 +75,14 @@ def patch_boxes(
 
 
 @torch.no_grad()
-def look(model: RecurrentAttention, batch: Batch, first_locations: Tensor, loader: Loader) -> Glimpses:
-    """What a model, in evaluation mode, does with a batch.
+def look(model: RecurrentAttention, batch: Batch, first_locations: Tensor, spec: DataSpec) -> Glimpses:
+    """The glimpses of a model, in evaluation mode, in a batch.
 
     Args:
-        first_locations: (B, 2).
-        loader: of the batch, which knows the classes.
+        model: on the batch's device.
+        batch: of B images.
+        first_locations: (B, 2), or whole fixed paths, (B, T, 2).
+        spec: of the images.
     """
     rollout = model(batch.images, first_locations)
     retina, count, channels = model.retina, *batch.images.shape[:2]
@@ -96,23 +98,23 @@ def look(model: RecurrentAttention, batch: Batch, first_locations: Tensor, loade
     )
     return Glimpses(
         *(tensor.numpy(force=True) for tensor in arrays),
-        classes=np.array(loader.spec.classes),
-        outside=np.array(loader.spec.mean, np.float32),
+        classes=np.array(spec.classes),
+        outside=np.array(spec.mean, np.float32),
         glimpse_scale=retina.glimpse_scale,
     )
 
 
 class Source(NamedTuple):
-    """A trained model, and the test images that it may be shown."""
+    """A trained model, and its test images."""
 
     model: RecurrentAttention
     loader: Loader
-    first_locations: Tensor  # (N, 2), of each test image; whole paths, (N, T, 2), where no policy is learned
+    first_locations: Tensor  # (N, 2), of each test image; whole fixed paths, (N, T, 2), if no policy was learned
     config: Config  # of the training
 
 
 def open_checkpoint(path: str | Path, data_dir: str = "") -> Source:
-    """The model of a checkpoint with its test images, begun where a test begins in them.
+    """The model of a checkpoint with its test images, and where a test looks first in them.
 
     Args:
         data_dir: folder of the data sets; empty: the one it was trained from.
@@ -121,14 +123,14 @@ def open_checkpoint(path: str | Path, data_dir: str = "") -> Source:
     """
     checkpoint = load_checkpoint(path)
     config = config_of({**checkpoint["config"], **({"data_dir": data_dir} if data_dir else {})}, path)
-    device = pick_device(config.use_gpu)
-    loader = get_test_loader(config, spec_of(checkpoint, path), device)
-    model = RecurrentAttention.of(checkpoint, path).to(device).eval()
-    return Source(model, loader, evaluation_locations(replace(config, M=1), loader)[0], config)
+    device = pick_device(config.machine.use_gpu)
+    loader = get_test_loader(config.data, config.training.random_seed, spec_of(checkpoint, path), device)
+    model = model_of(checkpoint, path).to(device).eval()
+    return Source(model, loader, evaluation_locations(config.replace(M=1), loader)[0], config)
 
 
 def look_at_chosen(source: Source, *, indices: list[int], label: str, errors: bool, count: int) -> Glimpses:
-    """What a model does with some test images; arguments as `choose`."""
+    """The glimpses of a model in some test images; arguments as `choose`."""
     model, loader, first_locations, _ = source
     labels, classes = loader.examples.labels.numpy(force=True), loader.spec.classes
     candidates = torch.from_numpy(find(labels, classes, indices, label))
@@ -138,7 +140,7 @@ def look_at_chosen(source: Source, *, indices: list[int], label: str, errors: bo
         index = index.to(loader.device)
         part = Loader(loader.examples.take(index), batch_size=len(index), device=loader.device)
         [batch] = part
-        glimpses = look(model, batch, first_locations[index], loader)
+        glimpses = look(model, batch, first_locations[index], loader.spec)
         found.append(glimpses.take(glimpses.wrong) if errors else glimpses)
         if sum(len(part.labels) for part in found) >= count:
             break
@@ -152,8 +154,8 @@ def choose(glimpses: Glimpses, *, indices: list[int], label: str, errors: bool, 
     Args:
         indices: take these alone; empty: any.
         label: take those of this class alone; empty: of any.
-        errors: take those alone that the model's last answer gets wrong.
-        count: take so many, at most; all, where indices are given.
+        errors: take those alone whose class the model predicts wrong.
+        count: take so many, at most; all, if indices are given.
     Raises:
         InputError: there are none such.
     """
@@ -177,7 +179,7 @@ def find(labels: np.ndarray, classes: list[str], indices: list[int], label: str)
 
 def first(glimpses: Glimpses, count: int) -> Glimpses:
     if not len(glimpses.labels):
-        raise InputError("the model answers all of these images right: leave --errors=True out, or name others")
+        raise InputError("the model is right about all of these images: leave --errors=True out, or name others")
     return glimpses.take(slice(count))
 
 
@@ -191,7 +193,7 @@ def load_glimpses(path: str | Path) -> Glimpses:
     """Reads what `save_glimpses` wrote, without pickle.
 
     Raises:
-        InputError: the file is missing, or is none of these.
+        InputError: the file is missing, or holds something else.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:

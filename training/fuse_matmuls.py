@@ -7,7 +7,7 @@ none of which knows the model:
     A_1 W, A_2 W, ...         = the rows of [A_1; A_2; ...] W       where none waits for another
     A V, A W                  = the columns of A [V W]              two layers that read one state
 
-    torch.compile(function, options={"post_grad_custom_pre_pass": FewerProducts()})
+    torch.compile(function, options={"post_grad_custom_pre_pass": FuseMatmuls()})
 """
 
 from collections import defaultdict
@@ -25,7 +25,7 @@ CAST = torch.ops.prims.convert_element_type.default
 LEFT, RIGHT = 0, 1  # factors of a product
 
 
-class FewerProducts(CustomGraphPass):
+class FuseMatmuls(CustomGraphPass):
     """Rewrites a graph of ATen operators in place; what it computes differs by rounding alone."""
 
     def __call__(self, graph: Graph):

@@ -24,8 +24,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from tqdm import tqdm
 
-from config import InputError
-from glimpses import Glimpses
+from training.cli import InputError
+from viz.record import Glimpses
 
 BOX_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7")  # from the finest patch to the coarsest
 RIGHT, WRONG, OTHER = "#0072B2", "#D55E00", "#BBBBBB"

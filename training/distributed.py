@@ -3,7 +3,7 @@
     torchrun --nproc_per_node=2 main.py
 
 A step takes a batch of every process's --batch_size together. Each process draws the random numbers of the whole batch
-and takes its share of images and numbers, so that a run equals, but for rounding, one process with so large a batch.
+and takes its shard of images and numbers, so that a run equals, but for rounding, one process with so large a batch.
 A process that is by itself gets `ALONE`, which does nothing and costs nothing.
 """
 
@@ -14,13 +14,14 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from config import Config, InputError, config_of
+from config import Config, config_of
+from training.cli import InputError
 
 if TYPE_CHECKING:  # torch takes a second to import, which --help need not wait for
+    import torch
     from torch import Tensor, nn
 
 T = TypeVar("T", bound=tuple)
@@ -28,12 +29,12 @@ SET_BY_TORCHRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PO
 PATIENCE = timedelta(minutes=30)  # with a process that is alive and silent; a dead one is noticed at once
 
 
-class Share(NamedTuple):
+class Shard(NamedTuple):
     """What one process takes of a batch."""
 
     part: slice  # of the batch, never empty: every process takes part in every step
-    images: int  # of them to be counted: 0 where the batch has fewer images than there are processes
-    weight: float  # of this share's mean, so that the mean over the processes is that over the batch
+    images: int  # of them to be counted: 0 if the batch has fewer images than there are processes
+    weight: float  # of this shard's mean, so that the mean over the processes is that over the batch
 
 
 class World:
@@ -43,13 +44,13 @@ class World:
     local_rank = 0  # among those on this machine
     size = 1
     is_main = True  # the one that writes and prints
-    hide_bars = None  # tqdm's `disable`; None hides them where there is no terminal
+    hide_bars = None  # tqdm's `disable`; None hides them if there is no terminal
 
-    def share(self, count: int) -> Share:
-        """This process's share of a batch of so many images."""
+    def shard(self, count: int) -> Shard:
+        """This process's shard of a batch of so many images."""
         begin, end = (count * rank // self.size for rank in (self.rank, self.rank + 1))
         part = slice(begin, end) if begin < end else slice(0, 1)
-        return Share(part, end - begin, (end - begin) * self.size / count)
+        return Shard(part, end - begin, (end - begin) * self.size / count)
 
     def parallel(self, module: "nn.Module") -> "nn.Module":
         """The module, whose backward pass averages the gradients over the processes."""
@@ -63,19 +64,22 @@ class World:
         """The sum over the processes."""
         return values
 
-    def agree(self, number: int | None) -> int | None:
-        """The largest number that any process gives; None if none gives one. All wait for the last to ask."""
+    def largest(self, number: int | None) -> int | None:
+        """The largest number that any process gives; None if none gives one."""
         return number
 
+    def barrier(self):
+        """Waits until all processes are here."""
+
     def main_first(self) -> AbstractContextManager:
-        """What one process downloads, or finds wrong, the others need not."""
+        """The others wait for the main process, which may download what all need, or find what is wrong for all."""
         return contextlib.nullcontext()
 
     def main_only(self, context: AbstractContextManager) -> AbstractContextManager:
         return context
 
-    def last_words(self, text: str):
-        """Prints why this process ends, unless another has said why it does."""
+    def print_reason(self, text: str):
+        """Prints why this process ends, unless another has printed a reason."""
         print(text, file=sys.stderr)
 
 
@@ -93,7 +97,7 @@ class Team(World):
         store, self.rank, self.size = next(dist.rendezvous("env://", timeout=PATIENCE))
         self.is_main = self.rank == 0
         self.hide_bars = None if self.is_main else True
-        self.ending = dist.PrefixStore("ending", store)
+        self.reasons = dist.PrefixStore("reasons", store)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
             store=dist.PrefixStore("training", store),
@@ -124,7 +128,7 @@ class Team(World):
         dist.all_reduce(values)
         return values
 
-    def agree(self, number):
+    def largest(self, number):
         import torch
         import torch.distributed as dist
 
@@ -132,31 +136,34 @@ class Team(World):
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return largest.item() or None
 
+    def barrier(self):
+        self.largest(None)
+
     @contextlib.contextmanager
     def main_first(self):
         if not self.is_main:
-            self.agree(None)
+            self.barrier()
         yield
         if self.is_main:
-            self.agree(None)
+            self.barrier()
 
     def main_only(self, context):
         return context if self.is_main else contextlib.nullcontext()
 
-    def last_words(self, text):
-        with contextlib.suppress(RuntimeError):  # the store is gone, with a process that has told why
-            if self.ending.add("processes", 1) == 1:
+    def print_reason(self, text):
+        with contextlib.suppress(RuntimeError):  # the store is gone, with a process that has printed a reason
+            if self.reasons.add("processes", 1) == 1:
                 print(text, file=sys.stderr, end="\n" if text else "", flush=True)
-                self.ending.set("told", "")
-            else:  # torchrun kills all once the first has ended: not before it has spoken
-                self.ending.wait(["told"], timedelta(seconds=10))
+                self.reasons.set("printed", "")
+            else:  # torchrun kills all once the first has ended: not before it has printed
+                self.reasons.wait(["printed"], timedelta(seconds=10))
 
 
 @contextlib.contextmanager
 def join() -> Iterator[World]:
-    """Joins the other processes where torchrun has started this one, and leaves them at the end.
+    """Joins the other processes if torchrun has started this one, and leaves them at the end.
 
-    Where a process fails, its connections close, which the others notice at their next step; they end without a word.
+    When a process fails, its connections close. The others notice at their next step and end without a word.
     """
     if not SET_BY_TORCHRUN.issubset(os.environ) or os.environ["WORLD_SIZE"] == "1":
         yield ALONE
@@ -167,13 +174,32 @@ def join() -> Iterator[World]:
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if team.is_main else nowhere):
             yield team
-    except SystemExit:  # after --help or a wrong flag, about which all is said
-        team.last_words("")
+    except SystemExit:  # after --help or a wrong flag, about which all is printed
+        team.print_reason("")
         raise
     except Exception:
-        team.last_words(traceback.format_exc())
+        team.print_reason(traceback.format_exc())
     finally:
         dist.destroy_process_group()
+
+
+def pick_device(use_gpu: bool, world: World = ALONE) -> "torch.device":
+    """CUDA, a GPU for each process; else, for a process by itself, Apple's MPS; else the CPU.
+
+    Raises:
+        InputError: there are more processes than GPUs.
+    """
+    import torch
+
+    if use_gpu and torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if world.local_rank >= count:
+            raise InputError(f"this machine has {count} GPUs: --nproc_per_node={count}, or --use_gpu=False")
+        torch.cuda.set_device(world.local_rank)
+        return torch.device("cuda")
+    if use_gpu and torch.backends.mps.is_available() and world.size == 1:
+        return torch.device("mps")
+    return torch.device("cpu")
 
 
 def keep_batch(config: Config, checkpoint: dict, size: int) -> Config:
@@ -182,10 +208,10 @@ def keep_batch(config: Config, checkpoint: dict, size: int) -> Config:
     Raises:
         InputError: the processes cannot share them equally.
     """
-    before = config_of(checkpoint["config"], config.checkpoint_path).batch_size * checkpoint["processes"]
+    before = config_of(checkpoint["config"], config.checkpoint_path).data.batch_size * checkpoint["processes"]
     if before % size:
         raise InputError(
             f"the run in {config.run_dir} takes {before} images a step, which {size} processes cannot share equally: "
             f"choose another --nproc_per_node="
         )
-    return replace(config, batch_size=before // size)
+    return config.replace(batch_size=before // size)

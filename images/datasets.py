@@ -1,6 +1,8 @@
 """Reads data sets: MNIST and Fashion-MNIST from torchvision's files, scikit-learn's digits, a user's own folder.
 
-examples, classes = read_examples(get_config(["--task=digits"]), train=True)
+    examples, classes = read_examples(make_config(task="digits").data, seed=1, train=True)
+
+A new data set needs a name in `DataConfig.dataset` and a branch in `read_examples`.
 """
 
 import contextlib
@@ -15,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from config import Config, InputError
+from config import DataConfig
+from training.cli import InputError
 from utils import Stream, make_generator
 
 IN_MEMORY = 2 * 2**30  # bytes of a folder's images up to which they are kept in memory
@@ -66,37 +69,38 @@ class ImageFiles(Dataset):
                     image = image.resize(self.size[::-1], Image.Resampling.BILINEAR)
                 return pil_to_tensor(image), self.labels[i]
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what broken files raise
-            raise InputError(f"{self.paths[i]} cannot be read as an image ({error}): mend or remove it") from error
+            raise InputError(f"{self.paths[i]} cannot be read as an image ({error}): repair or remove it") from error
 
     def take(self, index: Tensor) -> "ImageFiles":
         return ImageFiles([self.paths[i] for i in index], self.labels[index], self.channels, self.size)
 
 
 def read_examples(
-    config: Config, *, train: bool, classes: list[str] | None = None, channels: int | None = None
+    data: DataConfig, seed: int, *, train: bool, classes: list[str] | None = None, channels: int | None = None
 ) -> tuple[Examples | ImageFiles, list[str]]:
     """Reads one half of a data set, and the names of its classes.
 
     Args:
-        config: its dataset, data_dir, image_height, image_width, num_workers and random_seed count.
+        data: which images.
+        seed: chooses the digits' test half; the others have one of their own.
         train: the training half, or the test half.
-        classes, channels: what a folder's test half must keep to; None takes them from the images.
+        classes, channels: of a folder's training half, which its test half must match; None takes them from the images.
     Returns:
         Images in memory, or the files of a folder that is too large for it.
     Raises:
-        InputError: it is missing or damaged, or does not keep to classes.
+        InputError: it is missing or damaged, or has other classes.
     """
-    if config.dataset == "folder":
-        return _read_folder(config, "train" if train else "test", classes, channels)
-    if config.dataset == "digits":
-        examples = _read_digits(config.random_seed, train)
+    if data.dataset == "folder":
+        return _read_folder(data, "train" if train else "test", classes, channels)
+    if data.dataset == "digits":
+        examples = _read_digits(seed, train)
     else:
         examples = _read_idx(
-            {"mnist": "MNIST", "fashion": "FashionMNIST"}[config.dataset], Path(config.data_dir), train
+            {"mnist": "MNIST", "fashion": "FashionMNIST"}[data.dataset], Path(data.data_dir), train
         )
-    if config.image_height:
-        examples = examples._replace(images=_resize(examples.images, (config.image_height, config.image_width)))
-    return examples, [str(digit) for digit in range(10)] if config.dataset != "fashion" else FASHION_CLASSES
+    if data.image_height:
+        examples = examples._replace(images=_resize(examples.images, (data.image_height, data.image_width)))
+    return examples, [str(digit) for digit in range(10)] if data.dataset != "fashion" else FASHION_CLASSES
 
 
 FASHION_CLASSES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
@@ -134,8 +138,8 @@ def _read_idx(name: str, data_dir: Path, train: bool) -> Examples:
     missing = [file for file in every if not (raw / file).is_file()]
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            data = source(str(data_dir), train=train, download=bool(missing))
-    except Exception as error:  # what a broken file or network raises is nowhere stated
+            stored = source(str(data_dir), train=train, download=bool(missing))
+    except Exception as error:  # no documentation says what a broken file or network raises
         if missing:
             raise InputError(
                 f"{', '.join(missing)} not found in {raw} and not to be downloaded ({type(error).__name__}): put the "
@@ -143,7 +147,7 @@ def _read_idx(name: str, data_dir: Path, train: bool) -> Examples:
             ) from error
         what = " or ".join(names)
         raise InputError(f"{raw} holds {what} damaged ({str(error) or 'wrong size'}): fetch them again") from error
-    images, labels = data.data, data.targets
+    images, labels = stored.data, stored.targets
     if images.ndim != 3 or len(images) != len(labels) or len(labels) == 0 or labels.min() < 0 or labels.max() > 9:
         raise InputError(
             f"{raw} holds {tuple(images.shape)} images and {len(labels)} labels from {labels.min()} to {labels.max()}, "
@@ -153,12 +157,12 @@ def _read_idx(name: str, data_dir: Path, train: bool) -> Examples:
 
 
 def _read_folder(
-    config: Config, half: str, classes: list[str] | None, channels: int | None
+    data: DataConfig, half: str, classes: list[str] | None, channels: int | None
 ) -> tuple[Examples | ImageFiles, list[str]]:
     """data_dir/half/CLASS/image files, as torchvision's ImageFolder wants them."""
     from torchvision.datasets import ImageFolder  # takes a second to import
 
-    root = Path(config.data_dir) / half
+    root = Path(data.data_dir) / half
     try:
         folder = ImageFolder(str(root))
     except FileNotFoundError as error:
@@ -170,15 +174,15 @@ def _read_folder(
     paths = [path for path, _ in folder.samples]
     labels = torch.tensor([classes.index(folder.classes[label]) for _, label in folder.samples])
 
-    colour, (height, width) = _inspect(paths, resized=bool(config.image_height))
+    colour, (height, width) = _inspect(paths, resized=bool(data.image_height))
     channels = channels or (3 if colour else 1)
-    size = (config.image_height or height, config.image_width or width)
+    size = (data.image_height or height, data.image_width or width)
     files = ImageFiles(paths, labels, channels, size)
     if len(paths) * channels * size[0] * size[1] > IN_MEMORY:
         return files, classes
     images = torch.empty(len(paths), channels, *size, dtype=torch.uint8)
     batches = torch.arange(len(files)).split(256)
-    for index, (batch, _) in zip(batches, decode(files, batches, config.num_workers), strict=True):
+    for index, (batch, _) in zip(batches, decode(files, batches, data.num_workers), strict=True):
         images[index] = batch
     return Examples(images, labels), classes
 
@@ -198,7 +202,7 @@ def _inspect(paths: list[str], resized: bool) -> tuple[bool, tuple[int, int]]:
             with Image.open(path) as image:
                 mode, size = image.mode, (image.height, image.width)
         except (OSError, Image.DecompressionBombError) as error:
-            raise InputError(f"{path} cannot be read as an image ({error}): mend or remove it") from error
+            raise InputError(f"{path} cannot be read as an image ({error}): repair or remove it") from error
         if mode in ("I", "F"):  # nobody knows between which numbers they lie
             raise InputError(f"{path} has pixels of 32 bits: save the images with 8 or 16")
         colour |= mode not in ("1", "L", "LA") and not mode.startswith("I;16")
@@ -219,8 +223,8 @@ def decode(files: ImageFiles, batches: Sequence[Tensor], num_workers: int):
     """
     order = [index.tolist() for index in batches]
     try:
-        # Its workers' seed, for which nothing here has a use, is not to be drawn where the initial weights are.
+        # The loader draws a seed for its workers; not from the global generator, which draws the initial weights.
         alone = torch.Generator()
         yield from DataLoader(files, batch_sampler=order, num_workers=min(num_workers, len(files)), generator=alone)
     except InputError as error:  # a worker's comes wrapped in its traceback
-        raise InputError(str(error).strip().splitlines()[-1].removeprefix("flags.InputError: ")) from None
+        raise InputError(str(error).strip().splitlines()[-1].removeprefix("training.cli.InputError: ")) from None

@@ -26,7 +26,7 @@ def draw_canvases(
     size: int,
     num_clutter: int,
     generator: torch.Generator | None = None,
-    share: tuple[slice, int] | None = None,
+    shard: tuple[slice, int] | None = None,
 ) -> Canvases:
     """Places each image on a canvas of its own, among clutter.
 
@@ -36,10 +36,10 @@ def draw_canvases(
         size: width and height of a canvas, in pixels.
         num_clutter: pieces per canvas.
         generator: source of pieces and places, on the images' device.
-        share: (part, count), where the images are this part of a batch of so many, to be placed as in the whole batch.
+        shard: (part, count), if the images are this part of a batch of so many, to be placed as in the whole batch.
     """
     batch, channels, height, width = images.shape
-    part, count = share or (slice(None), batch)
+    part, count = shard or (slice(None), batch)
 
     def draw(high: int, *shape: int) -> Tensor:
         """Uniform whole numbers from 0 to high."""

@@ -1,0 +1,7 @@
+"""Searches settings by validation error: python -m search.
+
+    __main__            the command: starts the workers, shows their progress
+    worker              trains one trial after the other
+    report              the table, the plots, and the command of the best trial
+    options             its flags and the ranges to search
+"""

@@ -1,0 +1,141 @@
+"""What several tests share: names, comparisons, small inputs, and commands run as a user runs them."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from config import Config
+from data_loader import Loader, get_test_loader, get_train_valid_loader
+from modules import Retina
+from training.run_folder import open_run
+from trainer import Trainer
+from viz.record import Glimpses
+from viz.reports import open_reports
+
+ROOT = Path(__file__).parents[1]
+SHARED_DATA = Path(os.environ.get("RAM_DATA_DIR", ROOT.parent / "shared" / "data"))
+CPU = torch.device("cpu")
+SIZES = {"patch_size": 4, "num_patches": 2, "glimpse_scale": 2, "num_channels": 1, "loc_hidden": 8, "glimpse_hidden": 8,
+         "hidden_size": 12, "std": 0.1, "num_classes": 3, "locator_hidden": 6, "num_glimpses": 4,
+         "scan_radius": 0.3}  # fmt: skip
+
+
+class ForkServer:
+    """See fork_server.py."""
+
+    log: Path  # what the commands print
+
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("fork_server.py")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+
+    def ask(self, line: str) -> int:
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def start(self, *flags: str, **environment: str) -> int:
+        return self.ask(json.dumps([str(self.log), environment, *flags]))
+
+    def wait(self, pid: int) -> int:
+        return self.ask(f"wait {pid}")
+
+    def wait_for(self, text: str):
+        """Until a command has printed this."""
+        while text not in (self.log.read_text() if self.log.exists() else ""):
+            time.sleep(0.005)
+
+
+def command(*call: str, **options) -> subprocess.CompletedProcess:
+    """A Python command in the repository's root: command("main.py", "--help"), command("-m", "search")."""
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120, **options}
+    return subprocess.run([sys.executable, *call], **options)
+
+
+def assert_one_line(result: subprocess.CompletedProcess, *hints: str):
+    """The command failed with one line that holds these hints."""
+    assert result.returncode != 0
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    for hint in hints:
+        assert hint in result.stderr
+
+
+def loaders_of(config: Config, device: torch.device = CPU) -> tuple[Loader, Loader]:
+    """The loaders of a training."""
+    return get_train_valid_loader(config.data, config.training.random_seed, device)
+
+
+def test_loader_of(config: Config, spec, device: torch.device = CPU) -> Loader:
+    return get_test_loader(config.data, config.training.random_seed, spec, device)
+
+
+test_loader_of.__test__ = False  # no test, to pytest
+
+
+def train(config: Config, checkpoint: dict | None = None) -> Trainer:
+    """A training as main.py runs it, on the CPU."""
+    trainer = Trainer(config, loaders_of(config), CPU, checkpoint)
+    with open_run(config, CPU, trainer.progress.epoch, trainer.progress.step), open_reports(config, trainer) as reports:
+        trainer.train(on_epoch=reports)
+    return trainer
+
+
+def metrics_of(config: Config) -> list[dict]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_same(a, b):
+    """Nested dicts, lists and tensors, equal to the last bit."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for pair in zip(a, b, strict=True):
+            assert_same(*pair)
+    else:
+        assert a == b
+
+
+def write_idx(path: Path, array: np.ndarray):
+    """A file in MNIST's format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape)
+    path.write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+def make_glimpses(images: np.ndarray, locations: np.ndarray, patch_size=5, num_patches=2, scale=2, **fields) -> Glimpses:
+    """Glimpses of images (N, C, H, W) at locations (N, T, 2), with patches from the retina and three classes."""
+    count, steps = locations.shape[:2]
+    retina = Retina(patch_size, num_patches, scale)
+    read = [retina(torch.from_numpy(images), torch.from_numpy(locations[:, t])) for t in range(steps)]
+    shape = (count, steps, num_patches, images.shape[1], patch_size, patch_size)
+    probabilities = np.random.default_rng(1).dirichlet(np.ones(3), (count, steps))
+    return Glimpses(
+        images=images,
+        labels=np.arange(count) % 3,
+        locations=locations,
+        patches=torch.stack(read, 1).view(shape).numpy(),
+        probabilities=probabilities,
+        classes=np.array(["zero", "one", "two"]),
+        outside=np.zeros(images.shape[1], np.float32),
+        glimpse_scale=scale,
+    )._replace(**fields)

@@ -1,0 +1,128 @@
+"""The format of a checkpoint, and files that are written whole or not at all.
+
+    checkpoint = load_checkpoint("ckpt/ram_6_8x8_1/best.pt")
+    model = model_of(checkpoint, "ckpt/ram_6_8x8_1/best.pt")
+
+A checkpoint is a flat dict. Opening one runs nothing in it.
+"""
+
+import contextlib
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import torch
+
+from model import RecurrentAttention
+from training.cli import InputError
+
+FORMAT = 2  # of checkpoints; a newer one is rejected
+MODEL_KEYS = {
+    "format": int,
+    "epoch": int,  # epochs finished
+    "best_valid_acc": float,  # %
+    "model_state": dict,  # what is tested: the average of the weights over the steps
+    "model_args": dict,
+    "data": dict,  # see `data_loader.DataSpec`
+    "config": dict,  # all settings, flat
+}
+TRAINING_KEYS = {
+    "step": int,  # steps finished of the current epoch
+    "meter": dict,  # training metrics of those steps
+    "seconds": float,  # that they took
+    "epochs_since_best": int,
+    "trained_state": dict,  # the weights themselves, from which training resumes
+    "optim_state": dict,
+    "scheduler_state": dict,
+    "random_states": list,
+    "processes": int,  # that took a batch of config.batch_size each
+}
+
+
+def save_checkpoint(checkpoint: dict, *paths: Path):
+    """Writes the same checkpoint to each path, in this order."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **checkpoint}, buffer)
+    for path in paths:
+        write_whole(path, buffer.getvalue())
+
+
+def load_checkpoint(path: str | Path, to_resume: bool = False) -> dict:
+    """Reads a checkpoint onto the CPU, without running anything in it.
+
+    Args:
+        to_resume: it must hold what training needs; a shipped model does not.
+    Raises:
+        InputError: there is none, or the file is not one of ours, whole.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a checkpoint: name a file in it")
+    if not path.exists():
+        started = path.name == "best.pt" and path.with_name("last.pt").exists()
+        latest = "--best=False tests last.pt, which its first epoch has left; " if started else ""
+        raise InputError(
+            f"no checkpoint at {path}: {latest}train first, or name the run with --run_name= and --ckpt_dir="
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():  # torch reads a flipped bit as readily as any other
+                raise ValueError("checksum")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch names no set of errors for bytes that are not a checkpoint
+        raise InputError(
+            f"{path} is damaged or not a checkpoint ({type(error).__name__}): restore it, use the run's other "
+            f"checkpoint (best.pt, last.pt), or train again"
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("format"), int):
+        raise InputError(f"{path} is not a checkpoint of this project: it names no format")
+    if checkpoint["format"] > FORMAT:
+        raise InputError(
+            f"{path} has format {checkpoint['format']}, and this version reads up to {FORMAT}: use the newer version"
+        )
+    for key, kind in {**MODEL_KEYS, **(TRAINING_KEYS if to_resume else {})}.items():
+        if not isinstance(checkpoint.get(key), kind):
+            raise InputError(f"{path} is not a whole checkpoint: its {key} is not of type {kind.__name__}")
+    return checkpoint
+
+
+def model_of(checkpoint: dict, path: str | Path) -> RecurrentAttention:
+    """The model of a checkpoint that was read from path, on the CPU.
+
+    Raises:
+        InputError: sizes and weights contradict each other.
+    """
+    try:
+        return RecurrentAttention.of(checkpoint)
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise InputError(f"{path} holds another model: {' '.join(str(error).split())}") from error
+
+
+def write_whole(path: Path, content: bytes):
+    """Writes a file that is either the old one or the new one, whole, whenever the process or the machine dies.
+
+    Raises:
+        InputError: the disk is full, or cannot be written; the old file stands.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        if os.name != "nt":  # the new name, too, must outlast a power cut; Windows opens no folders
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"cannot write {path} ({error.strerror or error}): fix that, then continue with --resume=True; "
+            f"what was saved before is still there"
+        ) from error

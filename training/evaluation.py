@@ -1,0 +1,71 @@
+"""One pass over images that the model is not trained on serves validation and test.
+
+    metrics = evaluate(RecurrentAttention.load(path), loader, config)
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from config import Config
+from data_loader import Loader
+from model import draw_first_locations, hybrid_loss
+from training.fixed_policies import fixed_locations
+from utils import AverageMeter, Stream, make_generator
+
+
+class Metrics(NamedTuple):
+    """Means over a pass through a data set."""
+
+    loss: float  # the hybrid loss
+    loss_action: float
+    loss_baseline: float
+    loss_reinforce: float
+    acc: float  # %
+    correct: int  # images
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: Loader, config: Config) -> Metrics:
+    """Looks at the policy's mean locations, M times per image, from first locations that the seed fixes.
+
+    Loss terms are means over the M rollouts; the prediction is the class of the highest mean probability.
+
+    Args:
+        model: to be evaluated; it is left in evaluation mode.
+        loader: of the images.
+        config: read for M, random_seed and the loss's weights, and as `fixed_locations` reads it.
+    """
+    model.eval()
+    locations = evaluation_locations(config, loader)
+    weighting = {"reinforce_weight": config.training.reinforce_weight, "reward": config.training.reward}
+    meter = AverageMeter()
+    correct = torch.zeros((), dtype=torch.long, device=loader.device)
+    begin = 0
+    for images, labels, _, count, shard in tqdm(loader, desc="Evaluate", leave=False, disable=loader.world.hide_bars):
+        given = locations[:, begin : begin + count][:, shard.part]
+        rollouts = [model(images, each) for each in given]
+        losses = [hybrid_loss(rollout, labels, **weighting) for rollout in rollouts]
+        meter.update(torch.stack([torch.stack(terms) for terms in losses]).mean(dim=0), shard.images)
+        probabilities = torch.stack([rollout.log_probs.exp() for rollout in rollouts]).mean(dim=0)
+        correct += (probabilities.argmax(dim=-1) == labels)[: shard.images].sum()
+        begin += count
+    *losses, _ = (loader.world.sum(meter.total) / loader.num_images).tolist()
+    correct = loader.world.sum(correct).item()
+    return Metrics(*losses, acc=100 * correct / loader.num_images, correct=correct)
+
+
+def evaluation_locations(config: Config, loader: Loader) -> Tensor:
+    """Where M rollouts look in a loader's N images: first locations, (M, N, 2), or whole fixed paths, (M, N, T, 2).
+
+    Drawn on the CPU, so that every device begins at the same places.
+    """
+    rollouts = config.training.M
+    count = rollouts * loader.num_images
+    generator = make_generator(Stream.EVALUATION, config.training.random_seed)
+    first_locations = draw_first_locations(config.model.first_location, count, torch.device("cpu"), generator)
+    centres = loader.centres.cpu().repeat(rollouts, 1)
+    locations = fixed_locations(config, first_locations, centres, generator)
+    return locations.view(rollouts, loader.num_images, *locations.shape[1:]).to(loader.device)

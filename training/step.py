@@ -1,0 +1,96 @@
+"""The loss of a batch: eager, or compiled if that pays, on a GPU as a CUDA graph.
+
+    objective = Objective(model, config.training, batch_size=128)
+    losses = objective(images, labels, first_locations, noise)
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from config import TrainingConfig
+from model import Losses, RecurrentAttention, hybrid_loss
+from utils import matmul_dtype
+
+COMPILING_PAYS_AFTER = 10_000  # steps
+
+
+class Objective(nn.Module):
+    """The hybrid loss in one forward, which is compiled as a whole and whose gradients processes average.
+
+    In bfloat16 the networks' matrix products have fewer digits, and so have hidden states and baselines; weights,
+    locations, probabilities, losses and the optimizer stay float32, and so does every evaluation.
+
+    Args:
+        model: whose loss it is.
+        training: read for policy, precision, reinforce_weight and reward.
+        batch_size: images of a full batch, which alone is compiled.
+    """
+
+    def __init__(self, model: RecurrentAttention, training: TrainingConfig, batch_size: int):
+        super().__init__()
+        self.model = model
+        self.training_config = training
+        self.batch_size = batch_size
+        self.device = next(model.parameters()).device
+        self.bfloat16 = matmul_dtype(training.precision, self.device) is torch.bfloat16
+        self.full_batch_losses: Callable[..., Losses] = self.losses
+
+    def forward(self, images: Tensor, labels: Tensor, locations: Tensor, noise: Tensor) -> Losses:
+        """The losses of a batch; nothing here draws random numbers or waits for the device.
+
+        Args:
+            images: (B, C, H, W), uint8, or normalised.
+            labels: (B,).
+            locations, noise: (B, 2) or (B, K, 2), and (S, B, 2), see `RecurrentAttention.forward`.
+        """
+        # An epoch's last, smaller batch is not worth a compilation of its own.
+        losses = self.full_batch_losses if len(labels) == self.batch_size else self.losses
+        return losses(images, labels, locations, noise)
+
+    def losses(self, images: Tensor, labels: Tensor, locations: Tensor, noise: Tensor) -> Losses:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            rollout = self.model(images, locations, noise)
+        weighting = self.training_config
+        return hybrid_loss(
+            rollout, labels, reinforce_weight=weighting.reinforce_weight, reward=weighting.reward
+        )
+
+    def compile(self, *example: Tensor):
+        """Compiles the losses of full batches, if a compiler is at hand.
+
+        Args:
+            example: the arguments of `forward`, of a full batch.
+        """
+        print("[*] Compiling the training step (--compile=False does without)")
+        try:
+            compiled = torch.compile(self.losses, dynamic=False, **compiler_arguments(self.device))
+            self.model.train()
+            compiled(*example).total.backward()
+        except Exception as error:  # a compiler may be missing, or fail in ways of its own
+            print(f"[!] Compiling failed ({type(error).__name__}); training continues without")
+            return
+        self.full_batch_losses = compiled
+
+
+def should_compile(choice: str, device: torch.device, steps: int) -> bool:
+    """Whether to compile the step of a run.
+
+    Args:
+        choice: see `TrainingConfig.compile`.
+        steps: of the whole run, so that a resumed one decides alike and computes the same bits.
+    """
+    return choice == "True" or (choice == "auto" and device.type != "mps" and steps >= COMPILING_PAYS_AFTER)
+
+
+def compiler_arguments(device: torch.device) -> dict:
+    """How to compile for a device, so that starting a step's many short kernels costs little."""
+    if device.type == "cuda":
+        # A CUDA graph starts all at once. It replays what it captured, so every random number comes in as an argument.
+        return {"mode": "reduce-overhead"}
+    if device.type == "cpu":
+        from training.fuse_matmuls import FuseMatmuls  # imports the compiler
+
+        return {"options": {"post_grad_custom_pre_pass": FuseMatmuls(), "cpp_wrapper": True}}
+    return {}

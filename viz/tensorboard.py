@@ -1,0 +1,94 @@
+"""TensorBoard's log of a training.
+
+    log = TensorBoardLog(config)
+    log.add_epoch(result)
+
+    tensorboard --logdir=./logs
+"""
+
+from config import CallConfig, Config, MachineConfig, names_of
+from trainer import EpochResult
+from viz.record import NUM_SAVED, Glimpses
+
+
+class NoLog:
+    """Stands in for `TensorBoardLog` if nothing is logged."""
+
+    def add_epoch(self, result: EpochResult):
+        pass
+
+    def add_glimpses(self, glimpses: Glimpses, epoch: int):
+        pass
+
+    def add_result(self, metrics: list[dict]):
+        pass
+
+    def close(self):
+        pass
+
+
+class TensorBoardLog(NoLog):
+    """TensorBoard's writer, which drops what an earlier process logged after this epoch.
+
+    Args:
+        config: of the run.
+        epoch: epochs finished.
+    """
+
+    def __init__(self, config: Config, epoch: int):
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
+
+        self.config = config
+        self.folder = config.run_logs
+        self.writer = SummaryWriter(str(self.folder), purge_step=epoch + 1)
+        self.close = self.writer.close
+
+    def add_epoch(self, result: EpochResult):
+        """Every loss term, accuracy, learning rate and pace of an epoch."""
+        for name in ("lr", "images_per_second", "seconds"):
+            self.writer.add_scalar(name, getattr(result, name), result.epoch)
+        for part in ("train", "valid"):
+            for name, value in getattr(result, part)._asdict().items():
+                self.writer.add_scalar(f"{name}/{part}", value, result.epoch)
+
+    def add_glimpses(self, glimpses: Glimpses, epoch: int):
+        """A picture of the first paths, and for each glimpse how the locations are spread."""
+        from viz.figures import path_figure
+
+        self.writer.add_figure("glimpses", path_figure(glimpses.take(slice(NUM_SAVED))), epoch)
+        for step in range(glimpses.locations.shape[1]):
+            for axis, name in enumerate("xy"):
+                values = glimpses.locations[:, step, axis]
+                self.writer.add_histogram(f"location_{name}/glimpse_{step + 1}", values, epoch)
+
+    def add_result(self, metrics: list[dict]):
+        """The settings and what they led to, for the tab HPARAMS.
+
+        TensorBoard shows the first of these that a run logged. They go into a file of their own, which a resumed run
+        replaces, so that it shows the latest.
+
+        Args:
+            metrics: the lines of the run's metrics.jsonl.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+
+        passing = names_of(CallConfig, MachineConfig)
+        settings = {name: value if isinstance(value, bool | int | float) else str(value)
+                    for name, value in self.config.flat().items() if name not in passing}  # fmt: skip
+        last = metrics[-1]
+        result = {
+            "final/best_valid_acc": max(line["valid"]["acc"] for line in metrics),
+            "final/valid_acc": last["valid"]["acc"],
+            "final/valid_loss": last["valid"]["loss"],
+            "final/train_acc": last["train"]["acc"],
+            "final/epochs_done": last["epoch"],
+        }
+        self.writer.flush()
+        for earlier in self.folder.glob("*.hparams"):
+            earlier.unlink()
+        with SummaryWriter(str(self.folder), filename_suffix=".hparams") as writer:
+            for summary in hparams(settings, result):
+                writer.file_writer.add_summary(summary)
+            for name, value in result.items():
+                writer.add_scalar(name, value, last["epoch"])
