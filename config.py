@@ -80,7 +80,9 @@ def _is_annotated(hint) -> bool:
 
 def _named(kind) -> str:
     """A type as a message names it."""
-    return f"one of {list(get_args(kind))}" if get_origin(kind) is Literal else f"of type {getattr(kind, '__name__', kind)}"
+    if get_origin(kind) is Literal:
+        return f"one of {list(get_args(kind))}"
+    return f"of type {getattr(kind, '__name__', kind)}"
 
 
 def _is_of(value, kind) -> bool:
@@ -344,10 +346,9 @@ def names_of(*groups: type[Group]) -> tuple[str, ...]:
 
 
 def names_marked(mark: Mark) -> tuple[str, ...]:
-    """The names of the settings with this mark, and of those of the groups that are free anyway."""
-    marked = [
-        name for name, hint in HINTS.items() if any(isinstance(extra, Mark) and mark & extra for extra in get_args(hint))
-    ]
+    """The names of the settings with this mark, or all of these, and of those of the groups that are free anyway."""
+    marked = [name for name, hint in HINTS.items()
+              if any(isinstance(extra, Mark) and mark in extra for extra in get_args(hint))]  # fmt: skip
     return (*names_of(CallConfig, MachineConfig), *marked)
 
 

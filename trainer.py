@@ -141,6 +141,7 @@ class Trainer:
         self.plateau = make_plateau(training, self.optimizer)
         self.objective = Objective(model, training, self.config.data.batch_size)
         self.shared_objective = self.world.parallel(self.objective)
+        self.steps_per_epoch = len(self.train_loader)
         if checkpoint:
             self.load_checkpoint(checkpoint)
 
@@ -251,14 +252,14 @@ class Trainer:
         if training.clip_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_grad_norm)
         self.optimizer.step()
-        steps = self.progress.epoch * len(self.train_loader) + self.progress.step + 1
+        steps = self.progress.epoch * self.steps_per_epoch + self.progress.step + 1
         average_weights(self.average, self.model, training.ema_decay, steps)
         return self.world.mean(losses, shard.weight) if self.world.size > 1 else losses
 
     def compile(self):
         """Compiles the step, if that is wanted or pays."""
         training, count, device = self.config.training, self.config.data.batch_size, self.device
-        if not should_compile(training.compile, device, steps=training.epochs * len(self.train_loader)):
+        if not should_compile(training.compile, device, steps=training.epochs * self.steps_per_epoch):
             return
         shape = count, self.spec.num_channels, self.spec.height, self.spec.width
         images = torch.zeros(shape, dtype=torch.uint8, device=device)

@@ -4,4 +4,6 @@
     worker              trains one trial after the other
     report              the table, the plots, and the command of the best trial
     options             its flags and the ranges to search
+
+A trial is a run like any other, in ckpt_dir/STUDY/trial_N/. The test set is never read.
 """

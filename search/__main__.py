@@ -1,8 +1,8 @@
 """Searches settings by random search or TPE, in one process or on many machines, and tries one setting with many seeds.
 
-    python sweep.py --task=mnist --trials=40 --search std=log:0.02:0.3 init_lr=log:1e-4:3e-3
-    python sweep.py --config=sweep.toml --workers=4    # the same command goes on after Ctrl-C
-    python sweep.py --task=digits --seeds=5            # mean and standard deviation over five seeds
+    python -m search --task=mnist --trials=40 --search std=log:0.02:0.3 init_lr=log:1e-4:3e-3
+    python -m search --config=search.toml --workers=4    # the same command continues after Ctrl-C
+    python -m search --task=digits --seeds=5             # mean and standard deviation over five seeds
 
 On other machines the same command with the same --storage helps: a journal on a shared disk, or a database's URL.
 """
@@ -19,52 +19,59 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from config import InputError
-from flags import refusals_told
-from sweep_config import Sweep, parse
+from search.options import Search, parse
+from training.cli import InputError, as_input_errors
+
+ROOT = Path(__file__).parents[1]
 
 
-def main(sweep: Sweep):
-    """Works at the trials until all are finished, then says what came out.
+def main(search: Search):
+    """Works at the trials until all are finished, then reports what came out.
 
     Raises:
         InputError: a file, a setting or the storage does not fit, or all workers have stopped before the end.
-        KeyboardInterrupt: by a signal, with every trial under way saved.
+        KeyboardInterrupt: by a signal, with every running trial saved.
     """
     # Imported here, not above: --help and a typo's message need not wait for torch.
-    from sweep_report import report
-    from sweep_trials import Worker, open_study
+    from search.report import report
+    from search.worker import Worker, open_study
 
-    study = open_study(sweep)
-    if not sweep.flags.workers:
-        Worker(sweep, study).work()
+    study = open_study(search)
+    if not search.flags.workers:
+        Worker(search, study).work()
         return
-    supervise(sweep, study)
-    report(sweep, study)
+    supervise(search, study)
+    report(search, study)
 
 
-def supervise(sweep: Sweep, study):
-    """Starts the workers and shows one bar until the last trial is finished; a signal stops them, saved.
+def supervise(search: Search, study):
+    """Starts the workers and shows one bar until the last trial is finished.
+
+    A first signal stops the workers, with their trials saved; a second one kills them.
 
     Raises:
         InputError: the workers have all stopped before.
         KeyboardInterrupt: after a signal.
     """
-    from sweep_trials import finished, line_of
+    from search.worker import finished, line_of
+    from utils import Interrupted, StopSignal
 
-    log = sweep.folder / f"workers_{platform.node()}.log"
+    log = search.folder / f"workers_{platform.node()}.log"
     shown = {trial.number for trial in finished(study)}
-    fallen: set[int] = set()  # workers
-    count = sweep.flags.workers if len(shown) < sweep.total else 0
+    failed: set[int] = set()  # workers
+    count = search.flags.workers if len(shown) < search.total else 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of a background process would ignore it, too
     with (
-        stop_signals() as received,
-        start_workers(sweep, count, log) as workers,
-        tqdm(total=sweep.total, initial=len(shown), unit="trial", disable=None) as bar,
+        StopSignal() as second,  # which receives a signal once the inner one has recorded the first
+        StopSignal() as first,
+        start_workers(search, count, log) as workers,
+        tqdm(total=search.total, initial=len(shown), unit="trial", disable=None) as bar,
     ):
-        passed_on, at_work = 0, True
-        while at_work:
+        passed_on, running = None, True
+        while running:
             codes = [worker.poll() for worker in workers]
-            at_work = None in codes  # asked before the trials are: none is missed
+            running = None in codes  # asked before the trials are: none is missed
+            # show
             trials = finished(study)
             for trial in trials:
                 if trial.number not in shown:
@@ -75,39 +82,41 @@ def supervise(sweep: Sweep, study):
             best = f"best {min(errors):.2f} %" if errors else "none complete"
             bar.set_postfix_str(best)
             for index, code in enumerate(codes):
-                if code and index not in fallen and not received:
-                    fallen.add(index)
-                    bar.write(f"[!] A worker has stopped with code {code}; others go on with its trial ({log})")
-            if len(received) > passed_on:
-                passed_on += 1
+                if code and index not in failed and not first.received:
+                    failed.add(index)
+                    bar.write(f"[!] A worker has stopped with code {code}; others continue its trial ({log})")
+            # stop
+            due = signal.SIGKILL if second.received else signal.SIGINT if first.received else None
+            if due != passed_on:
+                passed_on = due
                 for worker in workers:
-                    worker.send_signal(signal.SIGINT if passed_on == 1 else signal.SIGKILL)
-            time.sleep(0.5 * at_work)
-    state = f"{len(shown)} of {sweep.total} trials finished, {best}"
-    if received:
-        interrupt = KeyboardInterrupt(f"stopped by {signal.Signals(received[0]).name}, {state}")
-        interrupt.exit_code = 128 + received[0]
-        raise interrupt
-    if len(shown) < sweep.total:
+                    worker.send_signal(due)
+            time.sleep(0.5 * running)
+    state = f"{len(shown)} of {search.total} trials finished, {best}"
+    if first.received:
+        raise Interrupted(first.received, state)
+    if len(shown) < search.total:
         last = (log.read_text().splitlines() or ["nothing"])[-1]
         raise InputError(f"all workers have stopped, {state}; {log} ends with: {last}")
 
 
 @contextlib.contextmanager
-def start_workers(sweep: Sweep, count: int, log: Path) -> Iterator[list[subprocess.Popen]]:
-    """This command again, as workers that share the cores and write into the log; they do not outlive the caller.
+def start_workers(search: Search, count: int, log: Path) -> Iterator[list[subprocess.Popen]]:
+    """This command again, as workers that divide the cores and write into the log; they end before the block does.
 
-    Each has a process group of its own: a terminal's Ctrl-C reaches it only through the caller, once.
+    Each has a process group of its own: a terminal's Ctrl-C reaches it only through this process, once.
     """
     threads = max(1, (os.cpu_count() or 1) // max(1, count))
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # they may start in any folder
     environment = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", **os.environ}
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
     workers: list[subprocess.Popen] = []
     try:
         with open(log, "a") as output:
             for _ in range(count):
                 workers.append(
                     subprocess.Popen(
-                        [sys.executable, __file__, *sweep.argv, "--workers=0"],
+                        [sys.executable, "-m", "search", *search.argv, "--workers=0"],
                         stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True,
                     )
                 )  # fmt: skip
@@ -119,30 +128,17 @@ def start_workers(sweep: Sweep, count: int, log: Path) -> Iterator[list[subproce
             worker.wait()
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Gives the list of the signals to stop that have come since."""
-    received: list[int] = []
-    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def run(argv: list[str] | None = None) -> int:
-    """`main` as a command: prints what the user can put right as one line, and gives the exit code."""
+    """`main` as a command: prints what the user can fix as one line, and returns the exit code."""
     try:
-        with refusals_told():
+        with as_input_errors():
             main(parse(sys.argv[1:] if argv is None else argv))
     except InputError as error:
-        print(f"sweep.py: {error}", file=sys.stderr)
+        print(f"search: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        stopped = str(error).partition(";")[0] or "interrupted"  # without main.py's way to go on
-        print(f"sweep.py: {stopped}; the same command goes on", file=sys.stderr)
+        stopped = str(error).partition(";")[0] or "interrupted"  # without main.py's way to resume
+        print(f"search: {stopped}; the same command continues", file=sys.stderr)
         return getattr(error, "exit_code", 130)
     return 0
 

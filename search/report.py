@@ -1,6 +1,8 @@
-"""What came out of a sweep: a table, plots, and the command that trains the best setting again.
+"""What came out of a search: a table, plots, and the command that trains the best setting again.
 
-report(sweep, study)    # after `open_study`; writes report.md, results.json and PNGs into the sweep's folder
+    report(search, open_study(search))
+
+Writes report.md, results.json and the plots into the search's folder.
 """
 
 import io
@@ -8,33 +10,33 @@ import json
 import shlex
 import statistics
 import warnings
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from runs import surroundings, write_whole
-from sweep_config import Sweep
-from sweep_trials import finished, flags_of, slot_of
+from search.options import Search, flags_of
+from search.worker import finished, slot_of
+from training.checkpoint import write_whole
+from training.run_folder import environment
 
 SHOWN = 10  # trials in the table
 
 
-def report(sweep: Sweep, study: optuna.Study):
-    """Prints the best trials and writes all that is known of the sweep into its folder.
+def report(search: Search, study: optuna.Study):
+    """Prints the best trials and writes all that is known of the search into its folder.
 
     Raises:
         InputError: a file cannot be written.
     """
     trials = sorted(finished(study), key=rank)
-    plots = [] if sweep.flags.seeds else draw(study, sweep.folder)
-    lines = [*summary(sweep, trials), "", *table(sweep, trials[:SHOWN] if sweep.ranges else trials)]
+    plots = [] if search.flags.seeds else draw(study, search.folder)
+    lines = [*summary(search, trials), "", *table(search, trials[:SHOWN] if search.ranges else trials)]
     print("\n".join(lines))
     pictures = [f"![{path.stem.replace('_', ' ')}]({path.name})" for path in plots]
-    write_whole(sweep.folder / "report.md", "\n\n".join(["\n".join(lines), *pictures, ""]).encode())
-    write_whole(sweep.folder / "results.json", (json.dumps(record(sweep, trials), indent=2) + "\n").encode())
-    print(f"[*] Report in {sweep.folder}: {', '.join(['report.md', 'results.json', *(path.name for path in plots)])}")
+    write_whole(search.folder / "report.md", "\n\n".join(["\n".join(lines), *pictures, ""]).encode())
+    write_whole(search.folder / "results.json", (json.dumps(record(search, trials), indent=2) + "\n").encode())
+    print(f"[*] Report in {search.folder}: {', '.join(['report.md', 'results.json', *(path.name for path in plots)])}")
 
 
 def rank(trial: FrozenTrial) -> tuple:
@@ -42,32 +44,32 @@ def rank(trial: FrozenTrial) -> tuple:
     return trial.state != TrialState.COMPLETE, trial.value is None, trial.value, slot_of(trial)
 
 
-def summary(sweep: Sweep, trials: list[FrozenTrial]) -> list[str]:
+def summary(search: Search, trials: list[FrozenTrial]) -> list[str]:
     """How many trials, how good, and the command of the best; trials come best first."""
     complete = [trial.value for trial in trials if trial.state == TrialState.COMPLETE]
     hours = sum(trial.user_attrs.get("seconds", 0) for trial in trials) / 3600
     lines = [f"{len(trials)} trials, {len(trials) - len(complete)} of them pruned, {hours:.2f} hours of training."]
-    if complete and sweep.flags.seeds:
+    if complete and search.flags.seeds:
         spread = f" ± {statistics.stdev(complete):.3f}" if len(complete) > 1 else ""
         lines.append(f"Validation error over {len(complete)} seeds: {statistics.mean(complete):.3f}{spread} %.")
     elif complete:
         lines += [
             f"Best validation error {complete[0]:.3f} %. To train that again:",
             "",
-            f"    {command(sweep, trials[0])}",
+            f"    {command(search, trials[0])}",
         ]
     return lines
 
 
-def command(sweep: Sweep, trial: FrozenTrial) -> str:
+def command(search: Search, trial: FrozenTrial) -> str:
     """The command line that trains a trial's settings again, as a run of its own."""
-    config = replace(sweep.base, **trial.user_attrs["settings"], run_name=f"{sweep.study}_best")
+    config = search.base.replace(**trial.user_attrs["settings"], run_name=f"{search.study}_best")
     return shlex.join(["python", "main.py", *flags_of(config)])
 
 
-def table(sweep: Sweep, trials: list[FrozenTrial]) -> list[str]:
+def table(search: Search, trials: list[FrozenTrial]) -> list[str]:
     """A Markdown row for each trial."""
-    names = [part.field for part in sweep.ranges] or ["random_seed"]
+    names = [part.field for part in search.ranges] or ["random_seed"]
     rows = [["trial", "validation error, %", "epochs", "minutes", *names, "note"]]
     rows.append(["---"] * len(rows[0]))
     for trial in trials:
@@ -83,17 +85,17 @@ def table(sweep: Sweep, trials: list[FrozenTrial]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
-def record(sweep: Sweep, trials: list[FrozenTrial]) -> dict:
+def record(search: Search, trials: list[FrozenTrial]) -> dict:
     """All that the report depends on; the storage's address, which may hold a password, is left out."""
-    around = surroundings()
+    around = environment()
     around["versions"]["optuna"] = optuna.__version__
-    around["command"] = shlex.join(["python", "sweep.py", *(word for word in sweep.argv if "://" not in word)])
+    around["command"] = shlex.join(["python", "-m", "search", *(word for word in search.argv if "://" not in word)])
     return {
-        "study": sweep.study,
-        "search": sweep.flags.search,
-        "sampler": sweep.flags.sampler,
-        "prune": sweep.flags.prune,
-        "shared_settings": asdict(sweep.base),
+        "study": search.study,
+        "search": search.flags.search,
+        "sampler": search.flags.sampler,
+        "prune": search.flags.prune,
+        "shared_settings": search.base.flat(),
         "trials": [
             {
                 "slot": slot_of(trial),
@@ -111,7 +113,7 @@ def record(sweep: Sweep, trials: list[FrozenTrial]) -> dict:
 
 
 def draw(study: optuna.Study, folder: Path) -> list[Path]:
-    """Writes what Optuna draws of the complete trials, and returns the paths; too few trials make no picture."""
+    """Writes what Optuna draws of the complete trials, and returns the paths; for fewer than two trials, none."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -128,7 +130,7 @@ def draw(study: optuna.Study, folder: Path) -> list[Path]:
         ("history", pictures.plot_optimization_history),
     ):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # each tells that Optuna may yet change it
+            warnings.simplefilter("ignore")  # each warns that Optuna may change it
             picture(study, target_name="Best validation error, %")
         figure = plt.gcf()
         figure.set_size_inches(9, 5)

@@ -1,11 +1,18 @@
-"""The trials of a sweep: a queue that processes share through Optuna's storage, and the worker that trains them.
+"""The trials of a search: a queue that processes share through Optuna's storage, and the worker that trains them.
 
-    study = open_study(sweep)
-    Worker(sweep, study).work()
+    study = open_study(search)
+    Worker(search, study).work()
 
-A trial keeps its slot, which is the number it first had. A worker gives signs of life while it trains. One that dies
-leaves a trial without them: another marks that as failed and queues its settings anew in the same slot, whose run's
-folder, and so its checkpoint, is the same. The count of slots is the sweep's exact number of trials.
+A trial keeps its slot: the number that it had first. A worker gives signs of life while it trains. If they stop,
+another worker marks the trial as failed and queues its settings again in the same slot, whose folder holds the run's
+checkpoint. The search ends when as many slots are finished as it has trials.
+
+Optuna's own heartbeat, RetryFailedTrialCallback and MaxTrialsCallback (read in 4.9 and 5.0) cannot replace this queue:
+
+- Only databases have the heartbeat. A journal file has none, and a trial without a first beat counts as alive forever.
+- A stale trial is failed first and queued again after that: a worker that dies in between loses the trial.
+- A trial that fails by an error or by Ctrl-C is not queued again.
+- Trials are counted when they end. Of eight workers, seven may each finish one more than was asked for.
 """
 
 import contextlib
@@ -15,7 +22,6 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, fields
 
 import numpy as np
 import optuna
@@ -27,52 +33,52 @@ from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from config import FREE, TASKS, Config, InputError, get_config
-from data_loader import get_train_valid_loader
-from runs import load_checkpoint, read_metrics
-from sweep_config import Sweep
-from trainer import Trainer
-from utils import pick_device, seed_everything
+from config import FREE, Config, get_config, names_marked
+from data_loader import Loader, get_train_valid_loader
+from search.options import Search, flags_of
+from trainer import EpochResult, Progress, Trainer
+from training.checkpoint import load_checkpoint
+from training.cli import InputError
+from training.distributed import pick_device
+from training.run_folder import open_run, read_metrics
+from utils import Interrupted, seed_everything
+from viz.reports import open_reports
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 MISSED_BEATS = 5  # signs of life whose absence means death
-# All that loaders read of a Config: trials that agree in these share theirs.
-LOADER_FIELDS = ("dataset", "data_dir", "canvas_size", "num_clutter", "image_height", "image_width", "valid_size",
-                 "batch_size", "num_workers", "shuffle", "random_seed")  # fmt: skip
 
 
-def open_study(sweep: Sweep) -> optuna.Study:
-    """The sweep's study, made where it is missing.
+def open_study(search: Search) -> optuna.Study:
+    """The study of a search, made if it is missing.
 
     Raises:
         InputError: the storage cannot be opened, or its study searches something else.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    where = sweep.flags.storage or str(sweep.folder / "journal.log")
-    epochs = sweep.base.epochs
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=max(1, epochs // 4))
+    where = search.flags.storage or str(search.folder / "journal.log")
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=max(1, search.base.training.epochs // 4))
     try:
-        sweep.folder.mkdir(parents=True, exist_ok=True)
+        search.folder.mkdir(parents=True, exist_ok=True)
         storage = _database(where) if "://" in where else JournalStorage(JournalFileBackend(where))
         study = optuna.create_study(
-            study_name=sweep.study,
+            study_name=search.study,
             storage=storage,
-            sampler=SeededByNumber(sweep.flags.sampler, sweep.base.random_seed),
-            pruner=pruner if sweep.flags.prune and not sweep.flags.seeds else optuna.pruners.NopPruner(),
+            sampler=SeededByNumber(search.flags.sampler, search.base.training.random_seed),
+            pruner=pruner if search.flags.prune and not search.flags.seeds else optuna.pruners.NopPruner(),
             load_if_exists=True,
         )
-        about = _about(sweep)
+        about = _about(search)
         before = study.user_attrs.get("about")
         if before is None:
             study.set_user_attr("about", before := about)
-    except Exception as error:  # what a database's driver raises is nowhere stated
+    except Exception as error:  # no list says what a database's driver may raise
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"cannot open --storage= ({reason[0]}): name a file, or a database that runs, and install its "
                          f"driver") from error  # fmt: skip
     for name in about:
         if about[name] != before.get(name):
             raise InputError(
-                f"the study {sweep.study} was begun with {name}={before.get(name)}, not {about[name]}: "
+                f"the study {search.study} was begun with {name}={before.get(name)}, not {about[name]}: "
                 f"repeat that, or choose another --study="
             )
     return study
@@ -84,22 +90,22 @@ def _database(url: str) -> RDBStorage:
 
     for seconds in (0.5, 1, 2, 4):
         with contextlib.suppress(IntegrityError, ProgrammingError):
-            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})  # a connection cut while idle is made anew
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})  # an idle connection that was cut is renewed
         time.sleep(seconds)
     return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
 
 
-def _about(sweep: Sweep) -> dict:
-    """What all who work at one study must agree about."""
-    searched = [part.field for part in sweep.ranges]
-    settings = {name: value for name, value in asdict(sweep.base).items() if name == "M" or name not in FREE}
-    settings = {name: value for name, value in settings.items() if name not in (*searched, "save_every_steps")}
-    return {"search": sorted(sweep.flags.search), "seeds": bool(sweep.flags.seeds), **settings}
+def _about(search: Search) -> dict:
+    """What all who work at one study must agree about: all that changes a trial's error."""
+    free = set(names_marked(FREE)) - {"M"}  # M changes no training, but the errors
+    searched = {part.field for part in search.ranges}
+    settings = {name: value for name, value in search.base.flat().items() if name not in free | searched}
+    return {"search": sorted(search.flags.search), "seeds": bool(search.flags.seeds), **settings}
 
 
 class SeededByNumber(BaseSampler):
     """Random search or TPE whose draws for a trial depend on the seed and the trial's number: no two workers draw the
-    same, and random search tries the same settings however many there are."""
+    same, and random search tries the same settings with any number of workers."""
 
     def __init__(self, kind: str, seed: int):
         self.kind = kind
@@ -119,7 +125,7 @@ class SeededByNumber(BaseSampler):
         return self.inner.sample_independent(study, trial, param_name, param_distribution)
 
 
-def slot_of(trial: FrozenTrial) -> int:
+def slot_of(trial: FrozenTrial | optuna.Trial) -> int:
     return trial.user_attrs.get("slot", trial.number)
 
 
@@ -147,28 +153,36 @@ def line_of(trial: FrozenTrial) -> str:
 
 
 class Worker:
-    """Takes one trial after the other until the sweep's are all finished."""
+    """Takes one trial after the other until all of the search are finished."""
 
-    def __init__(self, sweep: Sweep, study: optuna.Study):
-        self.sweep = sweep
+    def __init__(self, search: Search, study: optuna.Study):
+        self.search = search
         self.study = study
         self.beats: dict[int, tuple[object, float]] = {}  # of others: the latest sign of life, and since when
-        self.loaders = None, None
+        self.loaders = None, None  # the latest, and what they were made for
+        self.stopped: int | None = None  # the signal that came when a training had only to be validated
 
     def work(self):
-        """Raises InputError where data or a folder are out of reach, as they would be for the next trial, too."""
-        while len(finished(self.study)) < self.sweep.total:
+        """Takes trials and trains them.
+
+        Raises:
+            InputError: data or a folder are out of reach, as they would be for the next trial, too.
+            KeyboardInterrupt: by a signal, with the trial saved.
+        """
+        while len(finished(self.study)) < self.search.total:
             trial = self.take()
             if trial:
                 self.run(trial)
-            else:  # the others have the rest, and may die
-                time.sleep(min(1, self.sweep.flags.heartbeat))
+            else:  # other workers have the rest, and may die
+                time.sleep(min(1, self.search.flags.heartbeat))
+            if self.stopped:
+                raise Interrupted(self.stopped, "its trial is finished")
 
     def take(self) -> optuna.Trial | None:
-        """A trial to train: one that was given back, or a new one; None where there is none left to begin."""
+        """A trial to train: one that was given back, or a new one; None if there is none left to begin."""
         self.give_up_the_dead()
         slots = slots_of(self.study)
-        for slot, attempts in sorted(slots.items())[: self.sweep.total]:
+        for slot, attempts in sorted(slots.items())[: self.search.total]:
             if all(trial.state == TrialState.FAIL for trial in attempts):
                 latest = attempts[-1]
                 self.study.add_trial(
@@ -180,7 +194,7 @@ class Worker:
                         user_attrs={"slot": slot},
                     )
                 )
-        if len(slots) >= self.sweep.total and not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        if len(slots) >= self.search.total and not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             return None
         trial = self.study.ask()
         if self.is_surplus(trial):
@@ -190,30 +204,29 @@ class Worker:
         return trial
 
     def give_up_the_dead(self):
-        """Fails the trials whose workers have given no sign for too long, by this process's own clock."""
+        """Fails the trials whose workers have given no sign of life for too long, by this process's own clock."""
         now = time.monotonic()
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            beat = trial.user_attrs.get("beat", [0, self.sweep.flags.heartbeat])
+            beat = trial.user_attrs.get("beat", [0, self.search.flags.heartbeat])
             seen, since = self.beats.get(trial.number, (None, now))
             if beat != seen:
                 self.beats[trial.number] = beat, now
             elif now - since > MISSED_BEATS * beat[1]:
-                with contextlib.suppress(UpdateFinishedTrialError, ValueError):  # another was quicker
+                with contextlib.suppress(UpdateFinishedTrialError, ValueError):  # another worker was faster
                     self.study.tell(trial.number, state=TrialState.FAIL)
 
     def is_surplus(self, trial: optuna.Trial) -> bool:
-        """Whether another attempt at this slot came first, or others fill the sweep: two may have begun at once."""
-        slots = slots_of(self.study)
-        slot = trial.user_attrs.get("slot", trial.number)
+        """Whether another attempt at this slot came first, or others fill the search: two may have begun at once."""
+        slots, slot = slots_of(self.study), slot_of(trial)
         earlier = [attempt for attempt in slots[slot] if attempt.number < trial.number]
         taken = any(attempt.state != TrialState.FAIL for attempt in earlier)
-        return taken or sorted(slots).index(slot) >= self.sweep.total
+        return taken or sorted(slots).index(slot) >= self.search.total
 
     def run(self, trial: optuna.Trial):
-        """Trains a trial, or goes on with it, and tells the study."""
-        slot = trial.user_attrs.get("slot", trial.number)
-        # Whoever stands still so long that it is taken to be dead learns it by this error, and leaves the trial alone.
-        with heartbeat(trial, self.sweep.flags.heartbeat), contextlib.suppress(UpdateFinishedTrialError):
+        """Trains a trial, or resumes it, and records in the study how it ended."""
+        slot = slot_of(trial)
+        # A worker that stood still so long that another took its trial learns it by this error, and leaves the trial.
+        with heartbeat(trial, self.search.flags.heartbeat), contextlib.suppress(UpdateFinishedTrialError):
             try:
                 outcome = {"values": self.train(trial, slot)}
             except optuna.TrialPruned as pruned:
@@ -222,7 +235,7 @@ class Worker:
             except BaseException:
                 self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
                 raise
-            epochs = read_metrics(self.sweep.trial_config(slot, {}).run_dir / "metrics.jsonl")
+            epochs = read_metrics(self.search.trial_config(slot).run_dir / "metrics.jsonl")
             trial.set_user_attr("seconds", sum(epoch["seconds"] for epoch in epochs))
             self.study.tell(trial, **outcome, skip_if_finished=True)
 
@@ -232,60 +245,70 @@ class Worker:
         Raises:
             optuna.TrialPruned: the settings do not go together, do not fit into memory, diverge, or promise little.
         """
-        settings = {part.field: part.suggest(trial) for part in self.sweep.ranges}
-        if self.sweep.flags.seeds:
-            settings = {"random_seed": self.sweep.base.random_seed + sorted(slots_of(self.study)).index(slot)}
+        settings = {part.field: part.suggest(trial) for part in self.search.ranges}
+        if self.search.flags.seeds:
+            seed = self.search.base.training.random_seed + sorted(slots_of(self.study)).index(slot)
+            settings = {"random_seed": seed}
         trial.set_user_attr("settings", settings)
         try:
-            config = self.sweep.trial_config(slot, settings)
+            config = self.search.trial_config(slot, **settings)
         except InputError as error:
             raise optuna.TrialPruned(str(error)) from error
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(config.run_dir / "lock"):  # whoever was taken to be dead, and is not, first ends its epoch
-            last = config.run_dir / "last.pt"
-        config = get_config([*flags_of(config), f"--resume={last.exists()}"])  # which refuses another run's folder
-        seed_everything(config.random_seed)
-        torch.compiler.reset()  # past a number of trainings in one process it would silently not compile
-        device = pick_device(config.use_gpu)
-        checkpoint = load_checkpoint(last) if config.resume else None
+        with FileLock(config.run_dir / "lock"):  # a worker that seemed dead, and is not, first ends its epoch
+            resume = (config.run_dir / "last.pt").exists()
+        config = get_config([*flags_of(config), f"--resume={resume}"])  # which rejects the folder of another run
         try:
-            trainer = TrialTrainer(trial, config, self.load(config, device), device, checkpoint)
-            trainer.train()
+            return self.train_run(trial, config)
         except torch.OutOfMemoryError as error:
             raise optuna.TrialPruned("out of memory") from error
-        return 100 - trainer.best_valid_acc
 
-    def load(self, config: Config, device: torch.device):
+    def train_run(self, trial: optuna.Trial, config: Config) -> float:
+        """Trains as main.py does, and reports each epoch to the trial."""
+        seed_everything(config.training.random_seed)
+        torch.compiler.reset()  # after a number of trainings in one process it would silently not compile
+        device = pick_device(config.machine.use_gpu)
+        checkpoint = load_checkpoint(config.checkpoint_path, to_resume=True) if config.call.resume else None
+        trainer = Trainer(config, self.load(config, device), device, checkpoint)
+        prune_if_not_finite(trainer)
+
+        def report(state: Progress | EpochResult):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # an epoch may have been reported before
+                trial.report(100 - state.best_valid_acc, state.epoch)
+            if state.epoch < config.training.epochs and trial.should_prune():
+                raise optuna.TrialPruned(f"pruned after {state.epoch} epochs")
+
+        epoch, step = trainer.progress.epoch, trainer.progress.step
+        with open_run(config, device, epoch, step), open_reports(config, trainer) as reports:
+            if epoch:  # the worker before may have died after it saved this epoch, and before it reported it
+                report(trainer.progress)
+            try:
+                trainer.train(on_epoch=[*reports, report])
+            finally:
+                self.stopped = trainer.signal.received
+        return 100 - trainer.progress.best_valid_acc
+
+    def load(self, config: Config, device: torch.device) -> tuple[Loader, Loader]:
         """The loaders of these settings; the latest are kept."""
-        key = [getattr(config, name) for name in LOADER_FIELDS]
+        key = config.data, config.training.random_seed
         if self.loaders[0] != key:
-            with FileLock(self.sweep.folder / "data.lock"):  # only one downloads
-                self.loaders = key, get_train_valid_loader(config, device)
+            with FileLock(self.search.folder / "data.lock"):  # only one downloads
+                self.loaders = key, get_train_valid_loader(*key, device)
         return self.loaders[1]
 
 
-class TrialTrainer(Trainer):
-    """A training that tells its study how each epoch went, and stops where that prunes it."""
+def prune_if_not_finite(trainer: Trainer):
+    """Ends the trial, and not the worker, if the training diverges."""
+    check = trainer.check_finite
 
-    def __init__(self, trial: optuna.Trial, *arguments):
-        self.trial = trial
-        super().__init__(*arguments)
-
-    def finished(self) -> bool:
-        """Asked before each epoch, when the one before is saved."""
-        if self.epoch:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # an epoch is told again where a worker died between telling and saving
-                self.trial.report(100 - self.best_valid_acc, self.epoch)
-            if self.epoch < self.config.epochs and self.trial.should_prune():
-                raise optuna.TrialPruned(f"pruned after {self.epoch} epochs")
-        return super().finished()
-
-    def check_finite(self, losses):
+    def check_or_prune(losses):
         try:
-            super().check_finite(losses)
+            check(losses)
         except InputError as error:
-            raise optuna.TrialPruned(str(error)) from error
+            raise optuna.TrialPruned(str(error).partition(": ")[0]) from error  # without advice for main.py
+
+    trainer.check_finite = check_or_prune
 
 
 @contextlib.contextmanager
@@ -295,7 +318,7 @@ def heartbeat(trial: optuna.Trial, seconds: float) -> Iterator[None]:
 
     def beat():
         for count in range(2**62):
-            with contextlib.suppress(Exception):  # given up, or a storage out of reach: the training will hear of it
+            with contextlib.suppress(Exception):  # the training will notice if it was given up, or cannot be stored
                 trial.set_user_attr("beat", [count, seconds, f"{platform.node()}:{os.getpid()}"])
             if over.wait(seconds):
                 return
@@ -307,10 +330,3 @@ def heartbeat(trial: optuna.Trial, seconds: float) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-
-
-def flags_of(config: Config) -> list[str]:
-    """The flags of main.py that give these settings: those that differ from the task's own."""
-    preset = Config(task=config.task, **TASKS[config.task])
-    names = [field.name for field in fields(Config) if getattr(config, field.name) != getattr(preset, field.name)]
-    return [f"--{name}={getattr(config, name)}" for name in ("task", *names)]

@@ -14,8 +14,8 @@ import torch
 from config import Config
 from data_loader import Loader, get_test_loader, get_train_valid_loader
 from modules import Retina
-from training.run_folder import open_run
 from trainer import Trainer
+from training.run_folder import open_run
 from viz.record import Glimpses
 from viz.reports import open_reports
 
@@ -74,11 +74,8 @@ def loaders_of(config: Config, device: torch.device = CPU) -> tuple[Loader, Load
     return get_train_valid_loader(config.data, config.training.random_seed, device)
 
 
-def test_loader_of(config: Config, spec, device: torch.device = CPU) -> Loader:
+def loader_for_test(config: Config, spec, device: torch.device = CPU) -> Loader:
     return get_test_loader(config.data, config.training.random_seed, spec, device)
-
-
-test_loader_of.__test__ = False  # no test, to pytest
 
 
 def train(config: Config, checkpoint: dict | None = None) -> Trainer:
@@ -122,7 +119,9 @@ def write_idx(path: Path, array: np.ndarray):
     path.write_bytes(header + array.astype(np.uint8).tobytes())
 
 
-def make_glimpses(images: np.ndarray, locations: np.ndarray, patch_size=5, num_patches=2, scale=2, **fields) -> Glimpses:
+def make_glimpses(
+    images: np.ndarray, locations: np.ndarray, patch_size=5, num_patches=2, scale=2, **fields
+) -> Glimpses:
     """Glimpses of images (N, C, H, W) at locations (N, T, 2), with patches from the retina and three classes."""
     count, steps = locations.shape[:2]
     retina = Retina(patch_size, num_patches, scale)

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from helpers import loader_for_test, loaders_of
 
-from canvas import draw_canvases
-from config import Config, InputError
-from data_loader import Canvas, Loader, get_test_loader, get_train_valid_loader
-from datasets import Examples
+from config import Config, make_config
+from data_loader import Canvas, Loader
+from images.canvas import draw_canvases
+from images.datasets import Examples
+from training.cli import InputError
 
 CPU = torch.device("cpu")
 COUNT = 10_000
@@ -121,13 +123,13 @@ def test_training_canvases_are_new_each_epoch_and_repeat_by_seed():
 
 
 def digits(**fields) -> Config:
-    return Config(**{"dataset": "digits", "canvas_size": 40, "num_clutter": 2, **fields})
+    return make_config(**{"dataset": "digits", "canvas_size": 40, "num_clutter": 2, **fields})
 
 
 def test_evaluation_canvases_are_the_same_in_every_run():
     def canvases(**fields):
-        loaders = get_train_valid_loader(digits(**fields), CPU)
-        test = get_test_loader(digits(**fields), loaders[0].spec, CPU)
+        loaders = loaders_of(digits(**fields))
+        test = loader_for_test(digits(**fields), loaders[0].spec)
         return [torch.cat([batch.images for batch in loader.raw()]) for loader in (loaders[1], test)]
 
     first, again, other_batch = canvases(), canvases(), canvases(batch_size=7)
@@ -137,8 +139,8 @@ def test_evaluation_canvases_are_the_same_in_every_run():
 
 def test_validation_and_test_have_places_of_their_own():
     config = digits(valid_size=0.25)
-    train_loader, valid_loader = get_train_valid_loader(config, CPU)
-    valid, test = valid_loader.centres, get_test_loader(config, train_loader.spec, CPU).centres
+    train_loader, valid_loader = loaders_of(config)
+    valid, test = valid_loader.centres, loader_for_test(config, train_loader.spec).centres
     assert len(valid) == len(test)  # as many are drawn alike from one seed
     assert (valid == test).all(dim=1).float().mean() < 0.05  # by chance one in 13 * 13
 
@@ -150,7 +152,7 @@ def test_clutter_comes_from_the_same_split(monkeypatch):
         "data_loader.draw_canvases",
         lambda images, pool, **rest: pools.append(pool) or draw_canvases(images, pool, **rest),
     )
-    train, valid = get_train_valid_loader(config, CPU)
+    train, valid = loaders_of(config)
     next(iter(train))
     rows = [{bytes(image.numpy()) for image in pool} for pool in (pools[-1], pools[-2])]
     assert [len(part) for part in rows] == [train.num_images, valid.num_images]
@@ -159,9 +161,9 @@ def test_clutter_comes_from_the_same_split(monkeypatch):
 
 def test_a_canvas_smaller_than_the_images_is_refused():
     with pytest.raises(InputError, match="canvas_size=20 is smaller than the images, 28 x 28"):
-        get_train_valid_loader(digits(canvas_size=20), CPU)
+        loaders_of(digits(canvas_size=20))
 
 
 def test_clutter_without_a_canvas_is_refused():
     with pytest.raises(InputError, match="num_clutter=3 is not allowed"):
-        Config(num_clutter=3)
+        make_config(num_clutter=3)

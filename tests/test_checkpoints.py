@@ -5,15 +5,15 @@ import os
 import pytest
 import torch
 
-import runs
-from config import InputError
+import training.checkpoint
 from main import run as run_command
-from runs import load_checkpoint
+from training.checkpoint import load_checkpoint
+from training.cli import InputError
 
 
 def test_a_newer_format_is_refused(run, flags, monkeypatch, capsys):
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "FORMAT", 99)
+        patched.setattr(training.checkpoint, "FORMAT", 99)
         run("--epochs=1")
     assert run_command([*flags, "--resume=True"]) == 1
     assert "has format 99, and this version reads up to 2" in capsys.readouterr().err

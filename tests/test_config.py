@@ -1,16 +1,33 @@
 """Flags become a Config, or one clear line."""
 
+import ast
 import dataclasses
 import inspect
+import json
 import re
 import subprocess
 import sys
-from typing import get_args
+from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
-from config import FREE_ON_RESUME, FREE_ON_TEST, TASKS, Config, InputError, get_config
+from config import (
+    GROUPS,
+    TASKS,
+    CallConfig,
+    DataConfig,
+    MachineConfig,
+    Mark,
+    ModelConfig,
+    get_config,
+    make_config,
+    names_marked,
+    names_of,
+)
+from model import RecurrentAttention
+from training.cli import InputError
 
 ORIGINAL_FLAGS = {
     "loc_hidden",
@@ -46,43 +63,45 @@ ORIGINAL_FLAGS = {
 
 
 def test_the_original_flags_are_all_there():
-    assert {field.name for field in dataclasses.fields(Config)} >= ORIGINAL_FLAGS
+    assert make_config().flat().keys() >= ORIGINAL_FLAGS
 
 
-def test_every_field_has_a_doc_that_help_shows(capsys):
+def test_help_shows_every_setting_in_its_group(capsys):
     with pytest.raises(SystemExit) as stop:
         get_config(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    for field in dataclasses.fields(Config):
-        assert f"--{field.name} " in shown
-    source = (ROOT / "config.py").read_text()
-    body = source[source.index("class Config") : source.index("def __post_init__")]
-    assert len(re.findall(r'^    """', body, re.MULTILINE)) == len(dataclasses.fields(Config)) + 1
+    groups = [f"{name} options" for name in GROUPS]
+    places = [shown.index(title) for title in groups]
+    assert places == sorted(places)
+    for (name, group), begin, end in zip(GROUPS.items(), places, [*places[1:], len(shown)], strict=True):
+        for field in dataclasses.fields(group):
+            assert f"--{field.name} " in shown[begin:end], (name, field.name)
 
 
-def test_every_field_is_read_outside_config():
-    text = "".join(path.read_text() for path in ROOT.glob("*.py") if path.name != "config.py")
-    in_properties = {"run_name", "ckpt_dir", "logs_dir", "plot_dir", "best", "task"}  # through name, run_dir, ...
-    model_args = inspect.getsource(Config.model_args)
-    names = [field.name for field in dataclasses.fields(Config)]
-    dead = [name for name in names if not re.search(rf"config\.{name}\b", text) and f'"{name}"' not in model_args]
-    assert set(dead) <= in_properties
+def test_every_setting_is_read_somewhere():
+    """A flag whose value changes nothing is an error to ship. The model's arguments are read as a whole."""
+    files = [path for path in ROOT.glob("**/*.py") if "tests" not in path.parts and ".venv" not in str(path)]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    arguments = set(inspect.signature(RecurrentAttention).parameters)
+    assert set(make_config().flat()) - read - arguments == set()
+    assert set(names_of(ModelConfig)) | {"num_channels", "num_classes"} == arguments
 
 
 def test_tasks_and_their_choices_agree():
-    assert set(TASKS) == set(get_args(Config.__dataclass_fields__["task"].type))
+    assert set(TASKS) == set(get_args(get_type_hints(DataConfig)["task"]))
 
 
 def test_a_task_sets_defaults_that_flags_override():
-    assert get_config(["--task=digits"]).batch_size == TASKS["digits"]["batch_size"]
-    assert get_config(["--batch_size=7", "--task=digits"]).batch_size == 7
+    assert get_config(["--task=digits"]).data.batch_size == TASKS["digits"]["batch_size"]
+    assert get_config(["--batch_size=7", "--task=digits"]).data.batch_size == 7
 
 
 def test_run_names_are_the_original_ones():
-    assert Config().name == "ram_6_8x8_1"
-    assert Config(task="digits", num_glimpses=4).name == "digits_ram_4_8x8_1"
-    assert Config(run_name="mine").name == "mine"
+    assert make_config().name == "ram_6_8x8_1"
+    assert make_config(task="digits", num_glimpses=4).name == "digits_ram_4_8x8_1"
+    assert make_config(run_name="mine").name == "mine"
 
 
 @pytest.mark.parametrize(
@@ -96,12 +115,12 @@ def test_run_names_are_the_original_ones():
 )  # fmt: skip
 def test_a_value_that_is_not_allowed_is_named(field, value):
     with pytest.raises(InputError, match=rf"{field}={re.escape(str(value))} is not allowed: it must be"):
-        Config(**{field: value})
+        make_config(**{field: value})
 
 
 def test_patches_that_are_wider_than_any_image_are_refused():
     with pytest.raises(InputError, match="num_patches=70 is not allowed: it must be fewer"):
-        Config(num_patches=70, glimpse_scale=2)
+        make_config(num_patches=70, glimpse_scale=2)
 
 
 def test_a_typo_is_an_error_with_a_suggestion(capsys):
@@ -126,11 +145,69 @@ def test_a_task_that_does_not_exist_names_those_that_do():
 
 def test_a_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Config().std = 1.0
+        make_config().model.std = 1.0
 
 
-def test_free_fields_exist():
-    assert set(FREE_ON_RESUME) | set(FREE_ON_TEST) <= {field.name for field in dataclasses.fields(Config)}
+def test_what_may_change_follows_from_groups_and_marks():
+    """As the original's users expect: a resumed run keeps its model and data, and may go on longer elsewhere."""
+    resumed, tested, shared = (set(names_marked(mark)) for mark in (Mark.RESUME, Mark.TEST, Mark.SHARED))
+    free = {*names_of(CallConfig, MachineConfig), "M", "data_dir", "num_workers"}
+    assert resumed == free | {"epochs", "train_patience", "clip_grad_norm"}
+    assert tested == free | {"batch_size"}
+    assert shared == free | {"task", "dataset", "canvas_size", "num_clutter", "valid_size", "random_seed"}
+
+
+def test_settings_are_flat_in_files_and_come_back_as_they_were():
+    config = make_config(task="cluttered60", lr_patience=3, run_name="mine")
+    assert make_config(**json.loads(json.dumps(config.flat()))) == config
+    assert config.replace(std=0.3).model.std == 0.3 and config.model.std == 0.1
+    assert type(make_config(weight_decay=0).training.weight_decay) is float
+    with pytest.raises(InputError, match="there is no setting stdd"):
+        config.replace(stdd=0.3)
+
+
+def recipe(folder: Path, text: str) -> str:
+    (folder / "mine.toml").write_text(text)
+    return f"--recipe={folder / 'mine.toml'}"
+
+
+def test_a_recipe_sets_defaults_that_flags_override_and_names_the_run(tmp_path):
+    flag = recipe(tmp_path, 'task = "cluttered60"\nepochs = 7\nstd = 0.05\nweight_decay = 0')
+    config = get_config([flag, "--std=0.2"])
+    assert (config.data.task, config.model.num_glimpses, config.training.epochs) == ("cluttered60", 8, 7)
+    assert (config.model.std, config.training.weight_decay, config.name) == (0.2, 0.0, "mine")
+    assert get_config([flag, "--run_name=other"]).name == "other"
+    assert get_config([flag, "--task=mnist"]).data.canvas_size == 0
+
+
+def test_every_recipe_is_read_and_differs_from_its_task():
+    names = [path.stem for path in (ROOT / "recipes").glob("*.toml")]
+    assert {"original", "paper", "cluttered60_best"} <= set(names)
+    for name in names:
+        config = get_config([f"--recipe={name}"])
+        assert config.name == name
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("epochs = ", "cannot be read as TOML"), ("epoch = 3", "there is no setting epoch"), ("std = 0", "std=0.0 is not"),
+     ("resume = true", "sets resume, which belongs to a single call")],
+)  # fmt: skip
+def test_a_recipe_that_is_wrong_is_named_in_one_line(tmp_path, text, why):
+    with pytest.raises(InputError, match=rf"mine\.toml .*{re.escape(why)}") as error:
+        get_config([recipe(tmp_path, text)])
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_that_does_not_exist_names_those_that_do():
+    with pytest.raises(InputError, match=r"recipe=best is not a file: .*cluttered60_best.*original"):
+        get_config(["--recipe=best"])
+
+
+@pytest.mark.parametrize("flags", [["--checkpoint=a.pt"], ["--checkpoint=a.pt", "--is_train=False", "--best=False"]])
+def test_flags_that_contradict_a_checkpoint_are_rejected(flags):
+    with pytest.raises(InputError, match=r"is not allowed: it must be (given with --is_train=False|left out with)"):
+        get_config(flags)
 
 
 def test_parsing_flags_does_not_import_torch():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SIZES
+from helpers import SIZES
 from torch import nn
 
 from model import RecurrentAttention, hybrid_loss

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SIZES
+from helpers import SIZES, loader_for_test, loaders_of
 
-from config import Config, InputError
-from data_loader import Loader, describe, get_test_loader, get_train_valid_loader
-from datasets import Examples, read_examples
+from config import make_config
+from data_loader import Loader, describe
+from images.datasets import Examples, read_examples
 from model import RecurrentAttention
+from training.cli import InputError
 
 CPU = torch.device("cpu")
 
@@ -34,7 +35,7 @@ def small_mnist(tmp_path) -> Path:
 
 
 def test_batches_are_normalised_by_the_training_images(small_mnist):
-    train, valid = get_train_valid_loader(Config(data_dir=str(small_mnist), batch_size=16, valid_size=0.25), CPU)
+    train, valid = loaders_of(make_config(data_dir=str(small_mnist), batch_size=16, valid_size=0.25))
     batches = list(train)
     assert [len(batch.labels) for batch in batches] == [16, 14] and len(train) == 2
     images = torch.cat([batch.images for batch in batches])
@@ -46,8 +47,8 @@ def test_batches_are_normalised_by_the_training_images(small_mnist):
     torch.testing.assert_close(normalised.std(correction=0), torch.tensor(1.0), atol=1e-4, rtol=0)
     torch.testing.assert_close(model.denormalize(normalised), images / 255)
     assert valid.spec == train.spec and valid.num_images == 10
-    test = get_test_loader(Config(data_dir=str(small_mnist)), train.spec, CPU)
-    raw = read_examples(Config(data_dir=str(small_mnist)), train=False)[0].images
+    test = loader_for_test(make_config(data_dir=str(small_mnist)), train.spec)
+    raw = read_examples(make_config(data_dir=str(small_mnist)).data, 1, train=False)[0].images
     assert torch.equal(next(iter(test)).images, raw)
 
 
@@ -66,7 +67,7 @@ def every_image(loader) -> torch.Tensor:
 
 def test_the_split_depends_on_the_seed_alone_and_loses_nothing(small_mnist):
     def split(**fields):
-        return get_train_valid_loader(Config(data_dir=str(small_mnist), valid_size=0.25, **fields), CPU)
+        return loaders_of(make_config(data_dir=str(small_mnist), valid_size=0.25, **fields))
 
     rows = [set(map(tuple, every_image(loader).tolist())) for loader in split()]
     assert len(rows[0]) == 30 and len(rows[1]) == 10 and not rows[0] & rows[1]
@@ -77,22 +78,22 @@ def test_the_split_depends_on_the_seed_alone_and_loses_nothing(small_mnist):
 
 
 def test_an_epochs_order_depends_on_seed_and_epoch_alone(small_mnist):
-    train = get_train_valid_loader(Config(data_dir=str(small_mnist)), CPU)[0]
+    train = loaders_of(make_config(data_dir=str(small_mnist)))[0]
     first = every_image(train)
     assert torch.equal(first, every_image(train))
     train.set_epoch(1)
     second = every_image(train)
     assert not torch.equal(first, second)
     assert torch.equal(first.sum(0), second.sum(0)) or torch.allclose(first.sum(0), second.sum(0), atol=1e-4)
-    again = get_train_valid_loader(Config(data_dir=str(small_mnist)), CPU)[0]
+    again = loaders_of(make_config(data_dir=str(small_mnist)))[0]
     again.set_epoch(1)
     assert torch.equal(second, every_image(again))
 
 
 def test_digits_need_no_files_and_the_three_parts_share_no_image():
-    config = Config(task="digits", dataset="digits", data_dir="/nowhere")
-    train, valid = get_train_valid_loader(config, CPU)
-    test = get_test_loader(config, train.spec, CPU)
+    config = make_config(task="digits", dataset="digits", data_dir="/nowhere")
+    train, valid = loaders_of(config)
+    test = loader_for_test(config, train.spec)
     assert train.num_images + valid.num_images + test.num_images == 1797
     assert (len(train.spec.classes), train.spec.height, train.spec.width) == (10, 28, 28)
     parts = [set(map(bytes, part.examples.images.flatten(1).numpy())) for part in (train, valid, test)]
@@ -101,17 +102,17 @@ def test_digits_need_no_files_and_the_three_parts_share_no_image():
 
 
 def test_real_mnist_is_read_whole(mnist_dir):
-    examples, _ = read_examples(Config(data_dir=str(mnist_dir)), train=True)
+    examples, _ = read_examples(make_config(data_dir=str(mnist_dir)).data, 1, train=True)
     assert examples.images.shape == (60000, 1, 28, 28) and examples.images.dtype == torch.uint8
     assert examples.labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    spec = get_train_valid_loader(Config(data_dir=str(mnist_dir)), CPU)[0].spec
+    spec = loaders_of(make_config(data_dir=str(mnist_dir)))[0].spec
     np.testing.assert_allclose([*spec.mean, *spec.std], [0.1307, 0.3081], atol=1e-3)  # the field's constants
 
 
 def test_a_missing_data_set_says_which_files_and_the_ways_on(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])  # nobody answers there
     with pytest.raises(InputError) as error:
-        read_examples(Config(data_dir=str(tmp_path)), train=True)
+        read_examples(make_config(data_dir=str(tmp_path)).data, 1, train=True)
     for hint in (str(tmp_path), "train-images-idx3-ubyte", "--data_dir=", "--task=digits"):
         assert hint in str(error.value)
     assert "\n" not in str(error.value)
@@ -127,7 +128,7 @@ def test_a_damaged_file_is_named(small_mnist, name, damage):
     path = small_mnist / "MNIST" / "raw" / name
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(InputError, match=f"{name}.*fetch"):
-        read_examples(Config(data_dir=str(small_mnist)), train=True)
+        read_examples(make_config(data_dir=str(small_mnist)).data, 1, train=True)
 
 
 def test_a_gz_that_is_none_is_no_data_set(small_mnist, monkeypatch):
@@ -136,7 +137,7 @@ def test_a_gz_that_is_none_is_no_data_set(small_mnist, monkeypatch):
     (raw / "train-images-idx3-ubyte").unlink()
     (raw / "train-images-idx3-ubyte.gz").write_bytes(b"not gz")
     with pytest.raises(InputError, match=r"train-images-idx3-ubyte not found") as error:
-        read_examples(Config(data_dir=str(small_mnist)), train=True)
+        read_examples(make_config(data_dir=str(small_mnist)).data, 1, train=True)
     assert "\n" not in str(error.value)
 
 
@@ -144,18 +145,18 @@ def test_a_gz_that_is_none_is_no_data_set(small_mnist, monkeypatch):
 def test_labels_that_do_not_fit_are_refused(small_mnist, labels):
     write_idx(small_mnist / "MNIST" / "raw" / "train-labels-idx1-ubyte", labels)
     with pytest.raises(InputError, match=r"labels.*fetch"):
-        read_examples(Config(data_dir=str(small_mnist)), train=True)
+        read_examples(make_config(data_dir=str(small_mnist)).data, 1, train=True)
 
 
 def test_a_split_that_leaves_nothing_is_refused(small_mnist):
     with pytest.raises(InputError, match=r"valid_size=0.001"):
-        get_train_valid_loader(Config(data_dir=str(small_mnist), valid_size=0.001), CPU)
+        loaders_of(make_config(data_dir=str(small_mnist), valid_size=0.001))
 
 
 def test_a_test_set_of_another_shape_is_refused(small_mnist):
-    spec = get_train_valid_loader(Config(data_dir=str(small_mnist)), CPU)[0].spec
+    spec = loaders_of(make_config(data_dir=str(small_mnist)))[0].spec
     with pytest.raises(InputError, match="those the model was trained on"):
-        get_test_loader(Config(data_dir=str(small_mnist)), spec._replace(height=30), CPU)
+        loader_for_test(make_config(data_dir=str(small_mnist)), spec._replace(height=30))
 
 
 def test_the_last_batch_and_a_batch_larger_than_the_data_are_whole():

@@ -8,19 +8,18 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, ForkServer
-from test_trainer import metrics_of
+from helpers import ROOT, ForkServer, metrics_of
 from torch.distributed import TCPStore
 
-from canvas import draw_canvases
-from config import Config, get_config
+from config import get_config, make_config
 from data_loader import Loader, describe
-from datasets import Examples
-from distributed import Share, World
-from evaluation import evaluate
+from images.canvas import draw_canvases
+from images.datasets import Examples
 from model import Rollout
-from policies import given_locations
-from runs import load_checkpoint
+from training.checkpoint import load_checkpoint
+from training.distributed import Shard, World
+from training.evaluation import evaluate
+from training.fixed_policies import fixed_locations
 
 TERMS = ("loss", "loss_action", "loss_baseline", "loss_reinforce")
 # All that a step draws, and batches that leave the last one uneven: 1,295 training images are 20 * 64 + 15. Muon makes
@@ -71,38 +70,38 @@ def assert_same_curve(a, b):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_shares_cover_a_batch_once_and_weigh_its_mean_right(size):
+def test_shards_cover_a_batch_once_and_weight_its_mean_right(size):
     for count in range(1, 20):
         values = torch.rand(count, dtype=torch.float64)
-        shares = [Member(rank, size).share(count) for rank in range(size)]
-        counted = [values[share.part][: share.images] for share in shares]
+        shards = [Member(rank, size).shard(count) for rank in range(size)]
+        counted = [values[shard.part][: shard.images] for shard in shards]
         assert torch.equal(torch.cat(counted), values)
         assert max(map(len, counted)) - min(map(len, counted)) <= 1
-        assert all(len(values[share.part]) > 0 for share in shares)  # each takes part in the step
-        means = torch.stack([values[share.part].mean() * share.weight for share in shares])
+        assert all(len(values[shard.part]) > 0 for shard in shards)  # each takes part in the step
+        means = torch.stack([values[shard.part].mean() * shard.weight for shard in shards])
         torch.testing.assert_close(means.mean(), values.mean())
-    assert World().share(7) == Share(slice(0, 7), 7, 1.0)
+    assert World().shard(7) == Shard(slice(0, 7), 7, 1.0)
 
 
 def test_a_part_of_the_canvases_equals_that_part_of_all():
     pool = torch.randint(256, (20, 1, 9, 9), dtype=torch.uint8)
 
-    def draw(images, **share):
+    def draw(images, **shard):
         generator = torch.Generator().manual_seed(3)
-        return draw_canvases(images, pool, size=16, num_clutter=3, generator=generator, **share).images
+        return draw_canvases(images, pool, size=16, num_clutter=3, generator=generator, **shard).images
 
     part = slice(2, 5)
-    assert torch.equal(draw(pool[:8][part], share=(part, 8)), draw(pool[:8])[part])
+    assert torch.equal(draw(pool[:8][part], shard=(part, 8)), draw(pool[:8])[part])
 
 
 def test_a_part_of_random_paths_equals_that_part_of_all():
-    config, starts, part = Config(policy="random", num_glimpses=3), torch.zeros(8, 2), slice(2, 5)
+    config, starts, part = make_config(policy="random", num_glimpses=3), torch.zeros(8, 2), slice(2, 5)
     generators = [torch.Generator().manual_seed(3) for _ in range(2)]
-    whole = given_locations(config, starts, starts, generators[0])
-    assert torch.equal(given_locations(config, starts[part], starts[part], generators[1], (part, 8)), whole[part])
+    whole = fixed_locations(config, starts, starts, generators[0])
+    assert torch.equal(fixed_locations(config, starts[part], starts[part], generators[1], (part, 8)), whole[part])
 
 
-def test_an_image_that_only_fills_a_share_is_not_counted():
+def test_an_image_that_only_fills_a_shard_is_not_counted():
     """Five images in batches of three and two, for three processes and a model that is always right."""
 
     class Right(torch.nn.Module):
@@ -113,8 +112,8 @@ def test_an_image_that_only_fills_a_share_is_not_counted():
     def correct(rank):
         examples = Examples(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.zeros(5, dtype=torch.long))
         loader = Loader(examples, batch_size=3, device=torch.device("cpu"))
-        loader.described_by(describe(loader, ["a", "b"])).share_with(Member(rank, 3))
-        return evaluate(Right(), loader, Config()).correct
+        loader.described_by(describe(loader, ["a", "b"])).shard_with(Member(rank, 3))
+        return evaluate(Right(), loader, make_config()).correct
 
     assert sum(map(correct, range(3))) == 5
 
@@ -178,8 +177,8 @@ def test_a_signal_to_one_stops_all_after_one_step_and_another_number_goes_on(ser
     assert wait(server, members) == [128 + signal.SIGTERM] * 2
     stopped = load_checkpoint(config.run_dir / "last.pt")
     assert (stopped["epoch"], stopped["step"]) > (1, 0) and stopped["processes"] == 2
-    assert server.log.read_text().count("--resume=True goes on there") == 1
-    assert run("--resume=True", "--run_name=parts").num_glimpses == straight.num_glimpses
+    assert server.log.read_text().count("--resume=True continues from there") == 1
+    assert run("--resume=True", "--run_name=parts").model.num_glimpses == straight.model.num_glimpses
     assert load_checkpoint(config.run_dir / "last.pt")["config"]["batch_size"] == 16
     assert_same_curve(straight, config)
     assert wait(server, start(server, 3, *flags, "--resume=True", "--run_name=parts")) == [1] * 3

@@ -4,12 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import made
+from helpers import make_glimpses
 from PIL import Image
 
-from config import InputError
-from glimpses import patch_boxes
-from pictures import animation, frame_figure, gif, glimpse_frames, path_figure, to_image
+from training.cli import InputError
+from viz.figures import animation, frame_figure, gif, glimpse_frames, patches_figure, path_figure, to_image
+from viz.record import patch_boxes
 
 ORANGE, SKY, GREEN = (230, 159, 0), (86, 180, 233), (0, 158, 115)  # boxes, from the finest
 
@@ -54,7 +54,7 @@ def test_the_drawn_box_lies_around_the_pixels_that_were_read(suffix, tmp_path):
     left, top, size = patch_boxes(place, (30, 30), 6, 1, 1)[0, 0, 0].astype(int)
     image = np.zeros((1, 1, 30, 30), np.float32)
     image[0, 0, top : top + size, left : left + size] = 1
-    drawn = made(image, place, patch_size=6, num_patches=1, scale=1, labels=np.array([1]))
+    drawn = make_glimpses(image, place, patch_size=6, num_patches=1, scale=1, labels=np.array([1]))
     assert (drawn.patches == 1).all()
     (tmp_path / f"a{suffix}").write_bytes(animation(glimpse_frames(drawn), suffix, 2.0))
     frame = np.asarray(Image.open(tmp_path / f"a{suffix}").convert("RGB"))
@@ -74,7 +74,7 @@ def test_the_drawn_box_lies_around_the_pixels_that_were_read(suffix, tmp_path):
 
 def test_drawn_boxes_are_nested_one_per_scale():
     image = np.zeros((1, 1, 60, 60), np.float32)
-    frame = np.asarray(to_image(frame_figure(made(image, np.zeros((1, 1, 2), np.float32), 6, 3), 0)))
+    frame = np.asarray(to_image(frame_figure(make_glimpses(image, np.zeros((1, 1, 2), np.float32), 6, 3), 0)))
     picture = image_of(frame)
     spans = [outline(picture, colour) for colour in (ORANGE, SKY, GREEN)]
     widths = [np.ptp(span[:, 1]) for span in spans]
@@ -87,13 +87,13 @@ def test_the_path_grows_towards_the_right_place():
     """Two glimpses, top left and bottom right: the second frame alone has a line, which falls from left to right."""
     grey = np.full((1, 1, 40, 40), 0.5, np.float32)
     corners = np.array([[[-0.5, -0.8], [0.9, 0.2]]], np.float32)
-    first, second = (np.asarray(f) for f in glimpse_frames(made(grey, corners, 4, 1)))
+    first, second = (np.asarray(f) for f in glimpse_frames(make_glimpses(grey, corners, 4, 1)))
     dots = [np.argwhere((image_of(frame)[8:-8, 8:-8] > 250).all(axis=2)) for frame in (first, second)]
     assert np.ptp(dots[0], axis=0).max() < 8 < np.ptp(dots[1], axis=0).min()
     assert np.corrcoef(dots[1].T)[0, 1] > 0.9
 
 
-def test_a_wrong_answer_and_a_right_one_are_told_apart_without_colour(glimpses):
+def test_a_wrong_prediction_and_a_right_one_differ_without_colour(glimpses):
     sure = np.eye(3)[[[0] * 4, [0] * 4, [2] * 4]]  # right, wrong, right
     words = [text.get_text() for ax in frame_figure(glimpses._replace(probabilities=sure), 3).axes for text in ax.texts]
     assert [word for word in words if word.startswith("says")] == ["says zero ✓", "says zero ✗", "says two ✓"]
@@ -117,13 +117,13 @@ def test_of_many_classes_the_label_and_the_likeliest_have_a_bar(glimpses):
 
 def test_colour_images_and_one_glimpse_and_many_images_draw():
     random = np.random.default_rng(0)
-    colour = made(random.random((8, 3, 24, 16), dtype=np.float32), np.zeros((8, 1, 2), np.float32))
+    colour = make_glimpses(random.random((8, 3, 24, 16), dtype=np.float32), np.zeros((8, 1, 2), np.float32))
     [frame] = glimpse_frames(colour)
     assert frame.width == 900 and to_image(path_figure(colour)).width == 900
     assert np.ptp(np.asarray(frame)[60:100, 10:140].astype(int), axis=2).max() > 100  # in colour
 
 
-def test_frames_stand_as_long_as_asked_and_the_last_longer(tmp_path, glimpses):
+def test_frames_stay_as_long_as_asked_and_the_last_longer(tmp_path, glimpses):
     (tmp_path / "a.gif").write_bytes(gif(list(glimpse_frames(glimpses)), fps=4))
     picture, durations = Image.open(tmp_path / "a.gif"), []
     for k in range(picture.n_frames):
@@ -132,7 +132,19 @@ def test_frames_stand_as_long_as_asked_and_the_last_longer(tmp_path, glimpses):
     assert durations == [250, 250, 250, 750] and picture.info["loop"] == 0
 
 
-def test_too_many_images_for_a_picture_are_refused():
-    many = made(np.zeros((1500, 1, 8, 8), np.float32), np.zeros((1500, 1, 2), np.float32), 2, 1)
+def test_too_many_images_for_a_picture_are_rejected():
+    many = make_glimpses(np.zeros((1500, 1, 8, 8), np.float32), np.zeros((1500, 1, 2), np.float32), 2, 1)
     with pytest.raises(InputError, match="1500 images make too tall a picture"):
         frame_figure(many, 0)
+
+
+def test_a_column_for_each_example_shows_the_image_its_boxes_and_every_patch(glimpses):
+    coarse = make_glimpses(np.ones((1, 1, 40, 40), np.float32), np.zeros((1, 1, 2), np.float32), 6, 3)
+    figure = patches_figure({"fine": glimpses, "coarse": coarse})
+    columns = np.array(figure.axes).reshape(4, 2).T
+    assert [column[0].get_title() for column in columns] == ["fine", "coarse"]
+    for column, drawn in zip(columns, (glimpses, coarse), strict=True):
+        boxes = [(box.get_x() + 0.5, box.get_y() + 0.5, box.get_width()) for box in column[0].patches]
+        np.testing.assert_allclose(boxes, drawn.boxes()[0, 0])
+        shown = [ax.images[0].get_array()[..., 0] for ax in column[1:] if ax.images]
+        np.testing.assert_allclose(shown, drawn.patches[0, 0, :, 0], atol=1e-6)

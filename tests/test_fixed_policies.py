@@ -1,21 +1,21 @@
 """Where an unlearned policy looks."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 
-from config import Config, InputError
+from config import make_config
 from data_loader import Canvas, Loader
-from datasets import Examples
-from evaluation import evaluation_locations
+from images.datasets import Examples
 from model import RecurrentAttention
 from modules import circle
-from policies import given_locations
-from runs import load_checkpoint
+from training.checkpoint import load_checkpoint
+from training.cli import InputError
+from training.evaluation import evaluation_locations
+from training.fixed_policies import fixed_locations
 
-CONFIG = Config(num_glimpses=5, scan_radius=0.3, patch_size=4, canvas_size=40)
+CONFIG = make_config(num_glimpses=5, scan_radius=0.3, patch_size=4, canvas_size=40)
 CPU = torch.device("cpu")
 
 
@@ -25,27 +25,27 @@ def starts(generator):
 
 
 def test_a_learned_policy_is_told_its_start_alone(starts):
-    assert given_locations(CONFIG, starts, torch.zeros(1000, 2)) is starts
+    assert fixed_locations(CONFIG, starts, torch.zeros(1000, 2)) is starts
 
 
 @pytest.mark.parametrize("policy", ["random", "scan", "oracle"])
 def test_every_path_begins_at_the_start_and_stays_on_the_image(policy, starts, generator):
-    path = given_locations(replace(CONFIG, policy=policy), starts, starts, generator)
+    path = fixed_locations(CONFIG.replace(policy=policy), starts, starts, generator)
     assert path.shape == (1000, 5, 2)
     assert torch.equal(path[:, 0], starts)
     assert path.abs().max() <= 1
-    assert given_locations(replace(CONFIG, policy=policy, num_glimpses=1), starts, starts) is starts
+    assert fixed_locations(CONFIG.replace(policy=policy, num_glimpses=1), starts, starts) is starts
 
 
 def test_a_random_path_is_uniform_and_an_images_own(starts, generator):
-    path = given_locations(replace(CONFIG, policy="random"), starts, starts, generator)[:, 1:]
+    path = fixed_locations(CONFIG.replace(policy="random"), starts, starts, generator)[:, 1:]
     assert path.flatten(0, 1).unique(dim=0).shape == (4000, 2)
     torch.testing.assert_close(path.mean((0, 1)), torch.zeros(2), atol=0.04, rtol=0)
     torch.testing.assert_close(path.var((0, 1)), torch.full((2,), 1 / 3), atol=0.03, rtol=0)
 
 
 def test_a_scan_is_the_circle_that_a_learned_policy_begins_on(starts):
-    path = given_locations(replace(CONFIG, policy="scan"), starts, starts)
+    path = fixed_locations(CONFIG.replace(policy="scan"), starts, starts)
     assert torch.equal(path[7, 1:], circle(4, 0.3))
     torch.testing.assert_close(circle(4, 0.3), torch.tensor([[0.3, 0], [0, 0.3], [-0.3, 0], [0, -0.3]]))
 
@@ -58,7 +58,7 @@ def test_an_oracle_looks_at_the_middle_of_the_object_and_half_a_patch_from_it(st
     rows, columns = images.amax(3)[:, 0] > 0, images.amax(2)[:, 0] > 0  # (500, 40), where the square is
     pixels = torch.arange(40) + 0.5
     middles = torch.stack([(lines * pixels).sum(1) / 10 for lines in (columns, rows)], dim=1)  # (x, y)
-    path = given_locations(replace(CONFIG, policy="oracle"), starts[:500], centres)
+    path = fixed_locations(CONFIG.replace(policy="oracle"), starts[:500], centres)
     torch.testing.assert_close((path[:, 1] + 1) / 2 * 40, middles)
     distances = ((path[:, 2:] - path[:, 1:2]) / 2 * 40).norm(dim=-1)
     torch.testing.assert_close(distances, torch.full((500, 3), 2.0))
@@ -77,7 +77,7 @@ def test_evaluation_knows_where_each_canvas_shows_what(generator):
     centres = torch.rand(6, 2, generator=generator)
     images, labels = torch.zeros(6, 1, 40, 40, dtype=torch.uint8), torch.zeros(6, dtype=torch.long)
     loader = Loader(Examples(images, labels, centres), batch_size=4, device=CPU)
-    locations = evaluation_locations(replace(CONFIG, policy="oracle", M=2), loader)
+    locations = evaluation_locations(CONFIG.replace(policy="oracle", M=2), loader)
     assert locations.shape == (2, 6, 5, 2)
     torch.testing.assert_close(locations[:, :, 1], centres.expand(2, -1, -1))
     assert not torch.equal(locations[0, :, 0], locations[1, :, 0])
@@ -117,16 +117,16 @@ def test_training_test_and_the_model_by_itself_begin_where_first_location_says(f
 
 
 def test_rollouts_that_are_all_the_same_are_refused():
-    with pytest.raises(InputError, match="M=10 is not allowed: it must be 1 where --first_location= is not random"):
-        Config(first_location="centre", M=10)
-    assert Config(first_location="centre", policy="random", M=10).M == 10
+    with pytest.raises(InputError, match="M=10 is not allowed: it must be 1 if --first_location= is not random"):
+        make_config(first_location="centre", M=10)
+    assert make_config(first_location="centre", policy="random", M=10).training.M == 10
 
 
 def test_a_policy_that_has_nothing_to_go_by_is_refused():
     for policy in ("random", "scan", "oracle"):
         with pytest.raises(InputError, match="it must be learned with --first_location=learned"):
-            Config(policy=policy, first_location="learned", canvas_size=40)
+            make_config(policy=policy, first_location="learned", canvas_size=40)
     with pytest.raises(InputError, match="canvas_size"):
-        Config(policy="oracle")
+        make_config(policy="oracle")
     with pytest.raises(InputError, match="scan_radius"):
-        Config(policy="scan", scan_radius=0.0)
+        make_config(policy="scan", scan_radius=0.0)

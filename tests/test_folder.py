@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import assert_same, loader_for_test, loaders_of, train
 from PIL import Image
-from test_trainer import assert_same
 
-import datasets
 import plot_glimpses
-from config import Config, InputError, get_config
-from data_loader import get_test_loader, get_train_valid_loader
-from datasets import Examples, ImageFiles, read_examples
+from config import Config, get_config, make_config
+from images import datasets
+from images.datasets import Examples, ImageFiles, read_examples
 from main import main
 from plot_glimpses import PlotConfig
-from runs import load_checkpoint
 from trainer import Trainer
+from training.checkpoint import load_checkpoint
+from training.cli import InputError
 
 CPU = torch.device("cpu")
 CLASSES = {"amber": (230, 159, 0), "blue": (0, 114, 178), "green": (0, 158, 115)}
@@ -45,7 +45,7 @@ def folder(tmp_path) -> Path:
 
 
 def config_of(folder: Path, **fields) -> Config:
-    return Config(**{"task": "folder", "dataset": "folder", "data_dir": str(folder), "num_workers": 0, **fields})
+    return make_config(**{"task": "folder", "dataset": "folder", "data_dir": str(folder), "num_workers": 0, **fields})
 
 
 def test_trains_above_95_percent_tests_and_animates(folder, tmp_path, capsys):
@@ -61,13 +61,13 @@ def test_trains_above_95_percent_tests_and_animates(folder, tmp_path, capsys):
 
 
 def test_classes_channels_and_sizes_come_from_the_data(folder):
-    train, valid = get_train_valid_loader(config_of(folder), CPU)
-    assert train.spec.classes == ["amber", "blue", "green"]
-    assert train.spec[1:4] == (3, 26, 40)
-    assert train.num_images + valid.num_images == 480
-    batch = next(iter(train))
+    train_loader, valid = loaders_of(config_of(folder))
+    assert train_loader.spec.classes == ["amber", "blue", "green"]
+    assert train_loader.spec[1:4] == (3, 26, 40)
+    assert train_loader.num_images + valid.num_images == 480
+    batch = next(iter(train_loader))
     assert batch.images.shape == (128, 3, 26, 40)
-    assert isinstance(train.examples, Examples)
+    assert isinstance(train_loader.examples, Examples)
 
 
 @pytest.mark.parametrize("byte_order", ["<u2", ">u2"])
@@ -77,7 +77,7 @@ def test_grey_images_of_16_bits_keep_their_shades(tmp_path, byte_order):
         (tmp_path / half / "a").mkdir(parents=True)
         Image.fromarray(shades).save(tmp_path / half / "a" / "1.tiff")
         Image.fromarray(shades.astype("<u2")).save(tmp_path / half / "a" / "2.png")
-    examples, _ = read_examples(config_of(tmp_path), train=True)
+    examples, _ = read_examples(config_of(tmp_path).data, 1, train=True)
     assert examples.images.shape == (2, 1, 32, 32)
     for image in examples.images:
         assert torch.equal(image[0], torch.from_numpy((shades // 256).astype(np.uint8)))
@@ -88,14 +88,14 @@ def test_images_of_32_bits_are_refused(tmp_path, kind):
     (tmp_path / "train" / "a").mkdir(parents=True)
     Image.fromarray(np.ones((9, 9), kind)).save(tmp_path / "train" / "a" / "1.tiff")
     with pytest.raises(InputError, match=r"1\.tiff has pixels of 32 bits: save the images with 8 or 16"):
-        read_examples(config_of(tmp_path), train=True)
+        read_examples(config_of(tmp_path).data, 1, train=True)
 
 
 def test_what_decoding_draws_is_not_what_the_weights_are_drawn_from(folder):
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    read_examples(config_of(folder), train=True)
+    read_examples(config_of(folder).data, 1, train=True)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -105,14 +105,14 @@ def test_grey_images_have_one_channel(tmp_path):
         for name, colour in CLASSES.items():
             for i in range(4):
                 draw(tmp_path / half / name / f"{i}.png", colour, random, mode="L")
-    assert get_train_valid_loader(config_of(tmp_path, valid_size=0.3), CPU)[0].spec.num_channels == 1
+    assert loaders_of(config_of(tmp_path, valid_size=0.3))[0].spec.num_channels == 1
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_set_larger_than_memory_streams_the_same_images(folder, num_workers, monkeypatch):
-    in_memory = get_train_valid_loader(config_of(folder), CPU)
+    in_memory = loaders_of(config_of(folder))
     monkeypatch.setattr(datasets, "IN_MEMORY", 1000)
-    streamed = get_train_valid_loader(config_of(folder, num_workers=num_workers), CPU)
+    streamed = loaders_of(config_of(folder, num_workers=num_workers))
     assert isinstance(streamed[0].examples, ImageFiles)
     np.testing.assert_allclose(streamed[0].spec.mean, in_memory[0].spec.mean)
     for kept, read in zip(in_memory, streamed, strict=True):
@@ -126,7 +126,7 @@ def test_a_set_larger_than_memory_streams_the_same_images(folder, num_workers, m
 def test_a_streamed_set_trains(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "IN_MEMORY", 1000)
     config = config_of(folder, epochs=1, **{name: str(tmp_path / name) for name in ("ckpt_dir", "plot_dir")})
-    Trainer(config, get_train_valid_loader(config, CPU), CPU).train()
+    train(config)
     assert (config.run_dir / "best.pt").exists()
 
 
@@ -138,7 +138,7 @@ def test_a_run_in_parts_equals_a_run_in_one(folder, tmp_path, monkeypatch, in_me
     train_step = Trainer.train_step
 
     def step_and_die(trainer, batch, generator):
-        if (trainer.epoch, trainer.step) == (1, 6):  # after the saving at step 4
+        if (trainer.progress.epoch, trainer.progress.step) == (1, 6):  # after the saving at step 4
             raise KeyboardInterrupt
         return train_step(trainer, batch, generator)
 
@@ -154,22 +154,22 @@ def test_a_run_in_parts_equals_a_run_in_one(folder, tmp_path, monkeypatch, in_me
 
 def test_images_are_resized_on_request(folder):
     sizes = {"image_height": 13, "image_width": 20}
-    spec = get_train_valid_loader(config_of(folder, **sizes), CPU)[0].spec
+    spec = loaders_of(config_of(folder, **sizes))[0].spec
     assert spec[1:4] == (3, 13, 20)
-    digits, _ = read_examples(Config(dataset="digits", **sizes), train=True)
+    digits, _ = read_examples(make_config(dataset="digits", **sizes).data, 1, train=True)
     assert digits.images.shape[1:] == (1, 13, 20)
 
 
 def test_a_height_without_a_width_is_refused():
     with pytest.raises(InputError, match="image_height=13 is not allowed: it must be given with image_width"):
-        Config(image_height=13)
+        make_config(image_height=13)
 
 
 def test_mixed_sizes_are_named_and_resized_on_request(folder):
     draw(folder / "train" / "blue" / "odd.png", CLASSES["blue"], np.random.default_rng(1), size=(30, 30))
     with pytest.raises(InputError, match=r"(?s)odd.png.*40 x 26.*--image_width= and --image_height="):
-        get_train_valid_loader(config_of(folder), CPU)
-    assert get_train_valid_loader(config_of(folder, image_height=26, image_width=40), CPU)[0].num_images == 433
+        loaders_of(config_of(folder))
+    assert loaders_of(config_of(folder, image_height=26, image_width=40))[0].num_images == 433
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", None], ids=["empty", "text", "truncated"])
@@ -178,27 +178,27 @@ def test_an_unreadable_image_is_named_in_one_line(folder, content, num_workers):
     path = folder / "train" / "green" / "7.png"
     path.write_bytes(path.read_bytes()[:300] if content is None else content)
     with pytest.raises(InputError, match=r"7\.png cannot be read as an image") as error:
-        get_train_valid_loader(config_of(folder, num_workers=num_workers), CPU)
+        loaders_of(config_of(folder, num_workers=num_workers))
     assert "\n" not in str(error.value)
 
 
 def test_an_image_too_large_to_be_opened_safely_is_named(folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(InputError, match=r"0\.png cannot be read as an image .*decompression bomb"):
-        get_train_valid_loader(config_of(folder), CPU)
+        loaders_of(config_of(folder))
 
 
 def test_a_class_in_test_that_train_lacks_is_named(folder):
-    spec = get_train_valid_loader(config_of(folder), CPU)[0].spec
+    spec = loaders_of(config_of(folder))[0].spec
     shutil.copytree(folder / "test" / "blue", folder / "test" / "violet")
     with pytest.raises(InputError, match="classes that the training images lack: violet"):
-        get_test_loader(config_of(folder), spec, CPU)
+        loader_for_test(config_of(folder), spec)
 
 
 def test_test_classes_keep_the_training_numbers(folder):
-    spec = get_train_valid_loader(config_of(folder), CPU)[0].spec
+    spec = loaders_of(config_of(folder))[0].spec
     shutil.rmtree(folder / "test" / "amber")
-    assert get_test_loader(config_of(folder), spec, CPU).examples.labels.unique().tolist() == [1, 2]
+    assert loader_for_test(config_of(folder), spec).examples.labels.unique().tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -207,5 +207,5 @@ def test_test_classes_keep_the_training_numbers(folder):
 def test_an_empty_folder_is_named(tmp_path, prepare):
     prepare(tmp_path)
     with pytest.raises(InputError, match=r"train must hold a folder of images for each class") as error:
-        get_train_valid_loader(config_of(tmp_path), CPU)
+        loaders_of(config_of(tmp_path))
     assert "\n" not in str(error.value)

@@ -6,7 +6,7 @@ from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
 
-from products import BIASED_PRODUCT, PRODUCT, FewerProducts
+from training.fuse_matmuls import BIASED_PRODUCT, PRODUCT, FuseMatmuls
 
 
 def rewrite(function, *inputs) -> tuple[int, int]:
@@ -15,7 +15,7 @@ def rewrite(function, *inputs) -> tuple[int, int]:
 
     def compiler(module, example_inputs):
         before = count_products(module)
-        FewerProducts()(module.graph)
+        FuseMatmuls()(module.graph)
         module.recompile()
         counts.append((before, count_products(module)))
         return make_boxed_func(module)

@@ -1,26 +1,23 @@
 """Whatever the flags or the bytes: it works, or ends with the clear line. Never a traceback, never code run."""
 
-import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import train, write_idx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_data_loader import write_idx
 
-from config import Config, InputError, get_config
-from data_loader import get_train_valid_loader, spec_of
-from datasets import read_examples
-from model import RecurrentAttention
-from runs import load_checkpoint
-from trainer import Trainer
+from config import Config, get_config, make_config
+from data_loader import spec_of
+from images.datasets import read_examples
+from training.checkpoint import load_checkpoint, model_of
+from training.cli import InputError
 
-CPU = torch.device("cpu")
 BOUNDED = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-FIELDS = [field.name for field in dataclasses.fields(Config)]
+FIELDS = list(make_config().flat())
 VALUES = st.one_of(
     st.integers(-3, 3).map(str), st.integers().map(str), st.floats().map(str), st.text(max_size=5),
     st.sampled_from(["True", "False", "None", "", "auto", "mnist", "digits", "a/b", "..", "nan", "inf", "1e-3"]),
@@ -40,13 +37,13 @@ def test_flags(capsys, pairs):
     except SystemExit as stop:
         assert stop.code == 2 and capsys.readouterr().err
     else:
-        assert Config(**dataclasses.asdict(config)) == config
+        assert make_config(**config.flat()) == config
 
 
 @BOUNDED
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON, min_size=1, max_size=3), st.binary(max_size=30), st.booleans())
 def test_saved_settings(tmp_path, changes, garbage, cut):
-    content = json.dumps({**dataclasses.asdict(Config()), **changes}).encode()
+    content = json.dumps({**make_config().flat(), **changes}).encode()
     folder = tmp_path / "ram_6_8x8_1"
     folder.mkdir(exist_ok=True)
     (folder / "params.json").write_bytes(content[: len(garbage) * 20] + garbage if cut else content)
@@ -59,19 +56,18 @@ def test_saved_settings(tmp_path, changes, garbage, cut):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Config:
     folder = tmp_path_factory.mktemp("trained")
-    config = Config(dataset="digits", hidden_size=8, loc_hidden=4, glimpse_hidden=4, num_glimpses=2, epochs=1,
+    config = make_config(dataset="digits", hidden_size=8, loc_hidden=4, glimpse_hidden=4, num_glimpses=2, epochs=1,
                     ckpt_dir=str(folder), plot_dir=str(folder / "plots"), batch_size=256, use_gpu=False)  # fmt: skip
-    Trainer(config, get_train_valid_loader(config, CPU), CPU).train()
+    train(config)
     return config
 
 
-def go_on(config: Config, path: Path):
-    """Everything that reads a checkpoint, and an epoch of training that goes on from it."""
-    checkpoint = load_checkpoint(path)
+def resume(config: Config, path: Path):
+    """Everything that reads a checkpoint, and an epoch of training that resumes from it."""
+    checkpoint = load_checkpoint(path, to_resume=True)
     spec_of(checkpoint, path)
-    RecurrentAttention.load(path)
-    resumed = dataclasses.replace(config, resume=True, epochs=2, ckpt_dir=str(path.parents[1]), plot_freq=1000)
-    Trainer(resumed, get_train_valid_loader(config, CPU), CPU, checkpoint).train()
+    model_of(checkpoint, path)
+    train(config.replace(resume=True, epochs=2, ckpt_dir=str(path.parents[1]), plot_freq=1000), checkpoint)
 
 
 @BOUNDED
@@ -87,7 +83,7 @@ def test_checkpoint_bytes(trained, tmp_path, patches, end, cut):
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content[: end % len(content)] if cut else content)
     try:
-        go_on(trained, path)
+        resume(trained, path)
     except InputError as error:
         assert "\n" not in str(error)
 
@@ -112,7 +108,7 @@ def test_checkpoint_contents(trained, tmp_path, data):
     path.parent.mkdir(exist_ok=True)
     torch.save(checkpoint, path)
     try:
-        go_on(trained, path)
+        resume(trained, path)
     except InputError as error:
         assert "\n" not in str(error)
 
@@ -136,7 +132,7 @@ def test_idx_bytes(tmp_path, name, place, patch, end, cut):
     content[place : place + len(patch)] = patch
     path.write_bytes(content[: end % len(content)] if cut else content)
     try:
-        examples, _ = read_examples(Config(data_dir=str(tmp_path)), train=True)
+        examples, _ = read_examples(make_config(data_dir=str(tmp_path)).data, 1, train=True)
     except InputError as error:
         assert "\n" not in str(error)
     else:

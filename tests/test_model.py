@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import SIZES
+from helpers import SIZES
 
 from model import RecurrentAttention, Rollout, hybrid_loss, log_normal
 

@@ -1,18 +1,17 @@
 """Muon beside Adam, as one optimizer; the average of the weights."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import optim
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from config import Config
+from config import make_config
 from model import RecurrentAttention
-from optim import average_weights, make_optimizer, make_scheduler, orthogonalize, step_scheduler
+from training.optim import average_weights, learning_rate, load_optimizer, make_optimizer, orthogonalize
 
-CONFIG = Config(optimizer="muon", init_lr=3e-3, momentum=0.8, epochs=4, num_glimpses=3)
+CONFIG = make_config(optimizer="muon", init_lr=3e-3, momentum=0.8, epochs=4, num_glimpses=3)
 
 
 def step(model: RecurrentAttention, *optimizers: optim.Optimizer):
@@ -26,12 +25,11 @@ def step(model: RecurrentAttention, *optimizers: optim.Optimizer):
 
 @pytest.mark.parametrize("core", ["relu", "lstm"])
 def test_muon_steps_the_hidden_weights_as_torchs_and_adam_the_rest_at_one_rate(core):
-    config = replace(CONFIG, core=core, precision="bfloat16")
+    config = CONFIG.replace(core=core, precision="bfloat16")
     torch.manual_seed(0)
     model = RecurrentAttention(**config.model_args(1, 10))
     twin = copy.deepcopy(model)
-    optimizer = make_optimizer(config, model)
-    scheduler = make_scheduler(config, optimizer)
+    optimizer = make_optimizer(config.training, model)
     hidden = {"sensor.what.weight", "sensor.joined.weight", "rnn.from_glimpse.weight", "rnn.from_hidden.weight",
               "rnn.cell.weight_ih", "rnn.cell.weight_hh"}  # fmt: skip
     muons, adams = [], []
@@ -40,12 +38,11 @@ def test_muon_steps_the_hidden_weights_as_torchs_and_adam_the_rest_at_one_rate(c
     assert len(muons) == 4
     muon = optim.Muon(muons, weight_decay=0, momentum=0.8, ns_steps=3, adjust_lr_fn="match_rms_adamw")
     adam = optim.Adam(adams, betas=(0.8, 0.999), fused=True)
-    for rate in (3e-3, 3e-3 * (1 + 0.5**0.5) / 2, 1.5e-3):
-        for group in muon.param_groups + adam.param_groups:
-            group["lr"] = rate
+    for epoch in range(3):
+        for group in muon.param_groups + adam.param_groups + optimizer.param_groups:
+            group["lr"] = learning_rate(config.training, epoch)
         step(model, optimizer)
         step(twin, muon, adam)
-        step_scheduler(scheduler, valid_acc=50.0)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
@@ -53,9 +50,9 @@ def test_muon_steps_the_hidden_weights_as_torchs_and_adam_the_rest_at_one_rate(c
 @pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
 def test_muon_multiplies_in_the_number_format_of_the_step(precision, dtype):
     """In bfloat16 where there is none in hardware, a step takes many times as long."""
-    config = replace(CONFIG, precision=precision)
+    config = CONFIG.replace(precision=precision)
     model = RecurrentAttention(**config.model_args(1, 10))
-    optimizer = make_optimizer(config, model)
+    optimizer = make_optimizer(config.training, model)
     seen = set()
 
     class Products(TorchDispatchMode):
@@ -80,12 +77,12 @@ def test_orthogonalize_goes_towards_the_orthogonal_factor(shape):
 
 @pytest.mark.parametrize("optimizer", ["muon", "adam", "sgd"])
 def test_weight_decay_shrinks_the_weights_by_its_share_of_each_step(optimizer):
-    config = replace(CONFIG, optimizer=optimizer, weight_decay=0.5)
+    config = CONFIG.replace(optimizer=optimizer, weight_decay=0.5)
     model = RecurrentAttention(**config.model_args(1, 10))
     expected = [parameter * (1 - 3e-3 * 0.5) for parameter in model.parameters()]
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)  # nothing else moves the weights
-    make_optimizer(config, model).step()
+    make_optimizer(config.training, model).step()
     for parameter, value in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter, value)
 
@@ -102,3 +99,31 @@ def test_the_average_is_of_the_latest_tenth_of_the_weights_at_first_and_then_exp
         assert average.bias.item() == pytest.approx(expected, rel=1e-5)
     average_weights(average, model, 0.0, 31)
     assert torch.equal(average.bias, model.bias)
+
+
+def test_the_learning_rate_falls_along_a_half_cosine():
+    rates = [learning_rate(CONFIG.training, epoch) for epoch in range(6)]
+    assert rates == pytest.approx([3e-3, 3e-3 * (1 + 0.5**0.5) / 2, 1.5e-3, 3e-3 * (1 - 0.5**0.5) / 2, 0, 0])
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adam", "sgd"])
+def test_an_optimizers_state_is_restored_and_fits_no_other(optimizer):
+    config = CONFIG.replace(optimizer=optimizer)
+    model = RecurrentAttention(**config.model_args(1, 10))
+    trained = make_optimizer(config.training, model)
+    step(model, trained)
+    state = copy.deepcopy(trained.state_dict())
+    for group in state["param_groups"]:  # another version of torch has an entry more and one less
+        group["of_another_version"] = None
+        del group["maximize" if "maximize" in group else "ns_steps"]
+    again = make_optimizer(config.training, model)
+    load_optimizer(again, state)
+    for parameter in model.parameters():
+        for name, value in trained.state[parameter].items():
+            assert torch.equal(again.state[parameter][name], value)
+    other = make_optimizer(config.replace(momentum=0.5).training, model)
+    with pytest.raises(ValueError, match=r"another (momentum|betas)"):
+        load_optimizer(other, state)
+    wider = RecurrentAttention(**config.replace(hidden_size=32).model_args(1, 10))
+    with pytest.raises(ValueError, match="shape"):
+        load_optimizer(make_optimizer(config.training, wider), state)

@@ -11,22 +11,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, made
+from helpers import ROOT, make_glimpses
 from PIL import Image
 
 import plot_glimpses
-from config import Config, InputError
-from glimpses import load_glimpses, look_at_chosen, open_checkpoint, save_glimpses
+from config import Config, make_config
+from main import main
 from model import RecurrentAttention
-from pictures import glimpse_frames
 from plot_glimpses import PlotConfig
-from runs import load_checkpoint
+from tools.export import Export
+from tools.export import main as export
+from training.checkpoint import load_checkpoint
+from training.cli import InputError
+from viz.figures import glimpse_frames
+from viz.record import load_glimpses, look_at_chosen, open_checkpoint, save_glimpses
 
 
-@pytest.fixture
-def trained(run) -> Config:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Config:
     """A run of two epochs, which gets some digits right and some wrong."""
-    return run("--epochs=2")
+    folders = {name: str(tmp_path_factory.mktemp(name)) for name in ("ckpt_dir", "logs_dir", "plot_dir")}
+    small = {"hidden_size": 32, "num_glimpses": 3, "epochs": 2, "plot_freq": 1}
+    config = make_config(task="digits", use_gpu=False, **small, **folders)
+    main(config)
+    return config
 
 
 def test_a_run_animates_from_its_glimpses_and_its_checkpoint(trained):
@@ -37,7 +45,7 @@ def test_a_run_animates_from_its_glimpses_and_its_checkpoint(trained):
     assert tested == trained.run_plots / "best.gif"
     for path in (saved, tested):
         picture = Image.open(path)
-        assert picture.format == "GIF" and picture.n_frames == trained.num_glimpses
+        assert picture.format == "GIF" and picture.n_frames == trained.model.num_glimpses
 
 
 def test_pictures_of_a_checkpoint_that_lies_elsewhere_go_to_a_folder_of_its_name(trained, tmp_path, monkeypatch):
@@ -45,6 +53,13 @@ def test_pictures_of_a_checkpoint_that_lies_elsewhere_go_to_a_folder_of_its_name
     shutil.copy(trained.run_dir / "best.pt", tmp_path / "mine.pt")
     [path] = plot_glimpses.main(PlotConfig(checkpoint="mine.pt", num_images=1))
     assert path == Path("plots/mine/mine.gif") and path.exists()
+
+
+def test_pictures_of_a_shipped_model_go_to_a_folder_of_its_name(trained, tmp_path, monkeypatch):
+    shipped = export(Export(str(trained.run_dir), str(tmp_path / "models")))
+    monkeypatch.chdir(tmp_path)
+    [path] = plot_glimpses.main(PlotConfig(checkpoint=str(shipped), num_images=1))
+    assert path == Path("plots/digits/digits.gif") and Image.open(path).n_frames == trained.model.num_glimpses
 
 
 def test_a_sheet_shows_every_glimpse(trained):
@@ -73,8 +88,8 @@ def test_selections_choose_what_they_say(trained):
     assert (both.labels == 8).all() and both.wrong.all() and len(both.labels) == (whole.wrong & (labels == 8)).sum()
 
 
-def test_errors_are_those_that_the_test_counts(trained, run):
-    run("--is_train=False")
+def test_errors_are_those_that_the_test_counts(trained):
+    main(trained.replace(is_train=False))
     test = json.loads((trained.run_dir / "test.json").read_text())["tests"]["M=1"]
     source = open_checkpoint(trained.run_dir / "best.pt")
     wrong = look_at_chosen(source, indices=[], label="", errors=True, count=10_000)
@@ -89,7 +104,7 @@ def test_probabilities_sum_to_one_and_the_last_are_the_rollouts(trained):
     with torch.no_grad():
         rollout = source.model(images, source.first_locations[:20])
         np.testing.assert_allclose(glimpses.probabilities[:, -1], rollout.log_probs.exp(), atol=1e-5)
-        # A model that looks fewer times answers what was read out early.
+        # A model that looks fewer times predicts what was predicted early.
         source.model.num_glimpses = 2
         np.testing.assert_allclose(
             glimpses.probabilities[:, 1], source.model(images, source.first_locations[:20]).log_probs.exp(), atol=1e-5
@@ -104,7 +119,7 @@ def test_patches_are_what_the_model_received(trained):
     for t, glimpse in enumerate(received):
         patches = source.model.denormalize(glimpse.view(6, 1, 1, 8, 8))
         np.testing.assert_allclose(glimpses.patches[:, t], patches, atol=1e-6)
-    assert len(received) == trained.num_glimpses
+    assert len(received) == trained.model.num_glimpses
 
 
 def test_a_loaded_model_normalises_as_it_was_trained(trained):
@@ -121,19 +136,21 @@ def test_a_loaded_model_normalises_as_it_was_trained(trained):
         ({"indices": "9"}, "indices=9 is not among the 9 images"),
         ({"label": "ten"}, "label=ten is not among the classes: 0, 1"),
         ({"indices": "0", "label": "0"}, "no image of class 0"),
-        ({"errors": True}, "answers all of these images right"),
+        ({"errors": True}, "right about all of these images"),
     ],
 )
 def test_a_selection_of_nothing_says_so(fields, message, tmp_path):
     images = np.zeros((9, 1, 8, 8), np.float32)
-    right = made(images, np.zeros((9, 2, 2), np.float32), labels=np.ones(9, int), classes=np.array(["0", "1", "2"]))
+    right = make_glimpses(
+        images, np.zeros((9, 2, 2), np.float32), labels=np.ones(9, int), classes=np.array(["0", "1", "2"])
+    )
     save_glimpses(tmp_path / "glimpses_1.npz", right._replace(probabilities=np.eye(3)[np.ones((9, 2), int)]))
     with pytest.raises(InputError, match=message):
         plot_glimpses.main(PlotConfig(plot_dir=str(tmp_path), **fields))
     assert [path.name for path in tmp_path.iterdir()] == ["glimpses_1.npz"]
 
 
-def test_other_files_beside_the_saved_glimpses_are_none(tmp_path, glimpses):
+def test_other_files_next_to_the_saved_glimpses_are_ignored(tmp_path, glimpses):
     for name in ("glimpses_1.npz", "glimpses_1 (copy).npz", "glimpses_best.npz"):
         save_glimpses(tmp_path / name, glimpses)
     assert plot_glimpses.find_glimpses(tmp_path, None) == tmp_path / "glimpses_1.npz"
@@ -163,7 +180,7 @@ def test_saved_glimpses_open_without_pickle(tmp_path, glimpses):
         ("classes", np.array("zero")),
     ],
 )
-def test_saved_glimpses_that_contradict_themselves_are_refused(field, value, tmp_path, glimpses):
+def test_saved_glimpses_that_contradict_themselves_are_rejected(field, value, tmp_path, glimpses):
     save_glimpses(tmp_path / "glimpses_1.npz", glimpses._replace(**{field: value}))
     with pytest.raises(InputError, match="does not hold saved glimpses"):
         load_glimpses(tmp_path / "glimpses_1.npz")
@@ -184,8 +201,8 @@ def test_a_film_is_written_where_ffmpeg_is(tmp_path, glimpses):
     save_glimpses(tmp_path / "glimpses_1.npz", glimpses)
     plot_glimpses.main(PlotConfig(plot_dir=str(tmp_path), out=str(tmp_path / "a.mp4"), num_images=1))
     ask = ["ffmpeg", "-i", str(tmp_path / "a.mp4"), "-f", "null", "-"]
-    told = subprocess.run(ask, capture_output=True, text=True).stderr
-    assert "yuv420p" in told and "frame=    6" in told  # 4 glimpses, the last for three frames
+    printed = subprocess.run(ask, capture_output=True, text=True).stderr
+    assert "yuv420p" in printed and "frame=    6" in printed  # 4 glimpses, the last for three frames
 
 
 def test_a_failing_write_leaves_the_old_picture(tmp_path, glimpses, monkeypatch):
@@ -196,7 +213,7 @@ def test_a_failing_write_leaves_the_old_picture(tmp_path, glimpses, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match=r"cannot write .*No space left.*choose another --out="):
+    with pytest.raises(InputError, match=r"cannot write .*No space left.*choose another"):
         plot_glimpses.main(PlotConfig(plot_dir=str(tmp_path), out=str(tmp_path / "a.gif"), num_images=1))
     assert (tmp_path / "a.gif").read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gif", "glimpses_1.npz"]
@@ -205,10 +222,11 @@ def test_a_failing_write_leaves_the_old_picture(tmp_path, glimpses, monkeypatch)
 def test_a_place_that_cannot_be_written_is_named(tmp_path, glimpses):
     save_glimpses(tmp_path / "glimpses_1.npz", glimpses)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot write .*choose another --out="):
+    with pytest.raises(InputError, match=r"cannot write .*choose another"):
         plot_glimpses.main(PlotConfig(plot_dir=str(tmp_path), out=str(tmp_path / "file" / "a.gif"), num_images=1))
 
 
+@pytest.mark.slow
 def test_a_run_in_progress_is_drawn_without_a_display(flags, tmp_path):
     """The real command, while the real training writes."""
     environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
+from sweep_config import SweepConfig
+from tables import best_of_each_model, results_table, summary_table, with_tables
 
 from config import Config
 from plot_glimpses import PlotConfig
-from sweep_config import SweepConfig
-from tables import best_of_each_model, results_table, summary_table, with_tables
 
 README = (ROOT / "README.md").read_text()
 REPORT = (ROOT / "results" / "README.md").read_text()

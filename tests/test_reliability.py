@@ -7,19 +7,17 @@ import random
 import resource
 import signal
 import time
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from test_trainer import assert_same, metrics_of
+from helpers import assert_same, contents, metrics_of, train
 
-import runs
-from config import InputError, get_config
-from data_loader import get_train_valid_loader
+import training.checkpoint
+from config import get_config
 from main import run as run_command
-from runs import load_checkpoint, write_whole
 from trainer import Trainer
+from training.checkpoint import load_checkpoint, write_whole
+from training.cli import InputError
 from utils import Interrupted
 
 CPU = torch.device("cpu")
@@ -79,7 +77,7 @@ def test_a_signal_saves_says_how_to_go_on_and_costs_nothing(server, flags, run, 
     os.kill(pid, number)
     assert server.wait(pid) == 128 + number
     last = server.log.read_text().splitlines()[-1]
-    assert "--resume=True goes on there" in last and signal.Signals(number).name in last
+    assert "--resume=True continues from there" in last and signal.Signals(number).name in last
     stopped = load_checkpoint(config.run_dir / "last.pt")
     assert (stopped["epoch"], stopped["step"]) >= (1, 1)
     assert server.wait(server.start(*flags, *more, "--run_name=stopped", "--resume=True")) == 0
@@ -116,7 +114,7 @@ def test_a_run_in_parts_equals_a_run_in_one(run, more, monkeypatch):
     train_step = Trainer.train_step
 
     def step_and_signal(trainer, batch, generator):
-        if (trainer.epoch, trainer.step) == (2, 7):
+        if (trainer.progress.epoch, trainer.progress.step) == (2, 7):
             os.kill(os.getpid(), signal.SIGTERM)
         return train_step(trainer, batch, generator)
 
@@ -163,7 +161,7 @@ def test_a_signal_after_an_epochs_last_step_costs_nothing(run, flags, monkeypatc
 
     def last_step_and_signal(trainer, batch, generator):
         losses = train_step(trainer, batch, generator)
-        if trainer.step == len(trainer.train_loader) - 1:
+        if trainer.progress.step == len(trainer.train_loader) - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return losses
 
@@ -172,10 +170,6 @@ def test_a_signal_after_an_epochs_last_step_costs_nothing(run, flags, monkeypatc
         assert run_command([*flags, "--epochs=2", "--run_name=cut"]) == 128 + signal.SIGTERM
     resumed = run("--epochs=2", "--run_name=cut", "--resume=True")
     assert_same(saved(alone)[0]["model_state"], saved(resumed)[0]["model_state"])
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -210,7 +204,7 @@ def test_a_failing_write_leaves_the_old_file_and_says_so(run, flags, call, nth, 
     for path in config.run_dir.glob("*.pt"):
         assert load_checkpoint(path)["epoch"] in (1, 2)
     if call == "replace":
-        assert contents(config.run_dir)["best.pt"] == before["best.pt"]
+        assert contents(config.run_dir)[config.run_dir / "best.pt"] == before[config.run_dir / "best.pt"]
     assert run_command([*flags, "--resume=True", "--epochs=2"]) == 0
     assert load_checkpoint(config.run_dir / "last.pt")["epoch"] == 2
 
@@ -223,7 +217,7 @@ def test_a_folder_that_turned_read_only_leaves_the_files_and_says_so(run, flags,
         raise OSError(errno.EROFS, "Read-only file system")
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "open", refuse, raising=False)
+        patched.setattr(training.checkpoint, "open", refuse, raising=False)
         assert run_command([*flags, "--resume=True", "--epochs=2"]) == 1
     message = capsys.readouterr().err
     assert len(message.splitlines()) == 1 and "Read-only file system" in message
@@ -237,11 +231,11 @@ def test_a_file_too_large_for_the_disk_leaves_the_old_one(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-        with pytest.raises(InputError, match=r"File too large.*what was saved before stands"):
+        with pytest.raises(InputError, match=r"File too large.*what was saved before is still there"):
             write_whole(path, bytes(200_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert contents(tmp_path) == {"last.pt": b"old"}
+    assert contents(tmp_path) == {path: b"old"}
 
 
 def test_a_folder_that_cannot_be_made_is_named(flags, tmp_path, capsys):
@@ -271,9 +265,8 @@ def test_a_run_that_went_on_while_this_process_started_is_not_set_back(run):
     stale = load_checkpoint(config.run_dir / "last.pt")
     config = run("--resume=True", "--epochs=2")
     before = {name: (config.run_dir / name).read_bytes() for name in ("last.pt", "params.json")}
-    trainer = Trainer(replace(config, epochs=3), get_train_valid_loader(config, CPU), CPU, stale)
     with pytest.raises(InputError, match="another process has trained on"):
-        trainer.train()
+        train(config.replace(epochs=3), stale)
     assert before == {name: (config.run_dir / name).read_bytes() for name in before}
 
 
@@ -283,7 +276,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(run, flags, 
     train_step = Trainer.train_step
 
     def poison(trainer, batch, generator):
-        if trainer.step == 6:
+        if trainer.progress.step == 6:
             trainer.model.baseliner.expected_reward.bias.data.fill_(float("nan"))
         return train_step(trainer, batch, generator)
 
@@ -292,7 +285,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(run, flags, 
         run("--resume=True", "--epochs=2")
     assert (config.run_dir / "last.pt").read_bytes() == before
     monkeypatch.setattr(Trainer, "train_step", train_step)
-    assert run("--resume=True", "--epochs=2", "--clip_grad_norm=1").clip_grad_norm == 1  # as the line advises
+    assert run("--resume=True", "--epochs=2", "--clip_grad_norm=1").training.clip_grad_norm == 1  # as the line advises
 
 
 def test_weights_that_are_not_finite_after_a_step_are_not_saved(run, flags):

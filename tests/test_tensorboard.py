@@ -1,22 +1,21 @@
 """What a training shows of itself: curves.png, and in TensorBoard pictures, histograms, settings and results."""
 
 import io
-import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import command, metrics_of
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-import writers
-from config import Config, InputError, get_config
-from glimpses import load_glimpses
+from config import Config, get_config
 from main import main
-from pictures import curves_figure, path_figure, to_image
+from training.cli import InputError
+from viz import reports
+from viz.figures import curves_figure, path_figure, to_image
+from viz.record import load_glimpses
+from viz.tensorboard import TensorBoardLog
 
 
 def events_of(config: Config) -> EventAccumulator:
@@ -38,7 +37,7 @@ def test_pictures_and_histograms_come_every_plot_freq_epochs_and_after_the_last(
     assert set(events.Tags()["histograms"]) == tags
     histogram = events.Histograms("location_y/glimpse_2")
     assert [event.step for event in histogram] == [2, 4, 5]
-    assert histogram[0].histogram_value.num == config.batch_size  # a batch of validation images
+    assert histogram[0].histogram_value.num == config.data.batch_size  # a batch of validation images
 
 
 def test_the_picture_is_of_the_glimpses_that_were_saved(run):
@@ -51,7 +50,7 @@ def test_the_picture_is_of_the_glimpses_that_were_saved(run):
 def test_hparams_are_one_row_per_run_with_its_final_metrics(run):
     config = run("--epochs=2", "--use_tensorboard=True")
     events = events_of(config)
-    last = json.loads((config.run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    last = metrics_of(config)[-1]
     settings = settings_of(events)
     assert (settings["hidden_size"], settings["epochs"], settings["lr_patience"]) == (32, 2, "None")
     assert "data_dir" not in settings and "run_name" not in settings
@@ -73,7 +72,7 @@ def test_curves_are_drawn_from_every_epoch_of_a_run(run):
     two = (config.run_plots / "curves.png").read_bytes()
     run("--resume=True", "--epochs=4")
     assert two.startswith(b"\x89PNG") and (config.run_plots / "curves.png").read_bytes() != two
-    metrics = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    metrics = metrics_of(config)
     error, *_ = curves_figure(metrics).axes
     valid = next(line for line in error.lines if line.get_label() == "valid")
     assert valid.get_xdata().tolist() == [1, 2, 3, 4]
@@ -84,7 +83,7 @@ def test_a_stopped_training_has_curves_and_hparams(flags, monkeypatch):
     def stop(self, glimpses, epoch):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writers.TensorBoardWriter, "add_glimpses", stop)
+    monkeypatch.setattr(TensorBoardLog, "add_glimpses", stop)
     config = get_config([*flags, "--epochs=9", "--use_tensorboard=True"])
     with pytest.raises(KeyboardInterrupt):
         main(config)
@@ -96,13 +95,13 @@ def test_a_picture_that_cannot_be_written_stops_no_training(run, monkeypatch, ca
     def full(path, content):
         raise InputError(f"cannot write {path}")
 
-    monkeypatch.setattr(writers, "write_whole", full)
+    monkeypatch.setattr(reports, "write_whole", full)
     config = run("--epochs=1")
     assert capsys.readouterr().out.endswith(f"[!] cannot write {config.run_plots / 'curves.png'}\n")
     assert (config.run_dir / "best.pt").exists()
 
 
 def test_matplotlib_and_tensorboard_are_not_loaded_before_they_are_needed():
-    asked = "import sys, trainer; print([m for m in ('matplotlib', 'tensorboard') if m in sys.modules])"
-    told = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert told.stdout == "[]\n"
+    """By what a training imports: the trainer, and what reports on it."""
+    asked = "import sys, trainer, viz.reports; print([m for m in ('matplotlib', 'tensorboard') if m in sys.modules])"
+    assert command("-c", asked).stdout == "[]\n"

@@ -7,39 +7,20 @@ import re
 import numpy as np
 import pytest
 import torch
+from helpers import assert_same, loader_for_test, loaders_of, metrics_of
 
-from config import BEFORE, Config, InputError, get_config
-from data_loader import DataSpec, get_test_loader, get_train_valid_loader
+from config import get_config, make_config
+from data_loader import DataSpec
 from main import main
 from model import Rollout
-from optim import policy_std
-from runs import load_checkpoint
 from trainer import Trainer
+from training.checkpoint import load_checkpoint
+from training.cli import InputError
+from training.optim import policy_std
 
 LINE = (
     r"train loss: -?\d+\.\d{3} - train acc: [\d.]+ - val loss: -?[\d.]+ - val acc: [\d.]+ - val err: [\d.]+( \[\*\])?$"
 )
-
-
-def metrics_of(config) -> list[dict]:
-    return [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same(a, b):
-    """Nested dicts, lists and tensors, equal to the last bit."""
-    assert type(a) is type(b)
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for pair in zip(a, b, strict=True):
-            assert_same(*pair)
-    else:
-        assert a == b
 
 
 def test_a_run_prints_the_originals_lines_and_leaves_its_files(run, capsys):
@@ -84,7 +65,7 @@ def test_best_is_the_epoch_with_the_best_validation(run):
     best = load_checkpoint(config.run_dir / "best.pt")
     assert best["best_valid_acc"] == max(accuracies)
     assert best["epoch"] == 1 + accuracies.index(max(accuracies))
-    loaders = get_train_valid_loader(config, torch.device("cpu"))
+    loaders = loaders_of(config)
     trainer = Trainer(config, loaders, torch.device("cpu"), best)
     assert trainer.evaluate(loaders[1]).acc == max(accuracies)
 
@@ -99,7 +80,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, recipe, monke
 
     def save_and_die(trainer, is_best):
         saved(trainer, is_best)
-        if trainer.epoch == 2:
+        if trainer.progress.epoch == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
@@ -122,7 +103,8 @@ def test_resume_goes_on_to_more_epochs(run, capsys):
     config = run("--resume=True", "--epochs=3")
     lines = metrics_of(config)
     assert [line["epoch"] for line in lines] == [1, 2, 3]
-    assert [line["lr"] / config.init_lr for line in lines] == pytest.approx([1, 0.75, 0.25])  # (1 + cos(pi t / 3)) / 2
+    rates = [line["lr"] / config.training.init_lr for line in lines]
+    assert rates == pytest.approx([1, 0.75, 0.25])  # (1 + cos(pi t / 3)) / 2
     assert "Epoch 2/3" in capsys.readouterr().out
     assert json.loads((config.run_dir / "params.json").read_text())["epochs"] == 3
 
@@ -138,7 +120,7 @@ def test_sizes_come_from_the_run(run, flags, capsys):
 def test_a_flag_that_contradicts_the_run_is_refused(run, flags, more):
     config = run("--epochs=1")
     before = (config.run_dir / "last.pt").read_bytes()
-    with pytest.raises(InputError, match=r"hidden_size=48 contradicts the run.*hidden_size=32"):
+    with pytest.raises(InputError, match=r"hidden_size=48 contradicts .*hidden_size=32"):
         get_config([*flags, "--hidden_size=48", *more])
     assert (config.run_dir / "last.pt").read_bytes() == before
 
@@ -154,9 +136,9 @@ def test_two_evaluations_agree_to_the_last_digit_whatever_the_batch(run):
     checkpoint = load_checkpoint(config.run_dir / "best.pt")
 
     def accuracy(*more):
-        folders = [f"--ckpt_dir={config.ckpt_dir}", "--task=digits", "--num_glimpses=3", "--use_gpu=False"]
+        folders = [f"--ckpt_dir={config.call.ckpt_dir}", "--task=digits", "--num_glimpses=3", "--use_gpu=False"]
         test = get_config([*folders, "--is_train=False", *more])
-        loader = get_test_loader(test, DataSpec(**checkpoint["data"]), torch.device("cpu"))
+        loader = loader_for_test(test, DataSpec(**checkpoint["data"]))
         return Trainer(test, loader, torch.device("cpu"), checkpoint).evaluate(loader)
 
     assert accuracy() == accuracy()
@@ -166,7 +148,7 @@ def test_two_evaluations_agree_to_the_last_digit_whatever_the_batch(run):
 
 def test_several_rollouts_average_probabilities_not_their_logarithms(run):
     config = run("--epochs=1", "--M=2")
-    loaders = get_train_valid_loader(config, torch.device("cpu"))
+    loaders = loaders_of(config)
     trainer = Trainer(config, loaders, torch.device("cpu"))
     answers = itertools.cycle([[0.3, 0.69, 0.01], [0.3, 0.05, 0.65]])  # means favour class 1, of logarithms class 0
 
@@ -184,7 +166,7 @@ def test_several_rollouts_average_probabilities_not_their_logarithms(run):
 def test_another_data_set_under_the_same_run_is_refused(run, flags):
     config = run("--epochs=1")
     checkpoint = load_checkpoint(config.run_dir / "last.pt")
-    loaders, [mean] = get_train_valid_loader(config, torch.device("cpu")), checkpoint["data"]["mean"]
+    loaders, [mean] = loaders_of(config), checkpoint["data"]["mean"]
     checkpoint["data"]["mean"] = [mean + 0.01]
     with pytest.raises(InputError, match="trained on other images"):
         Trainer(config, loaders, torch.device("cpu"), checkpoint)
@@ -235,12 +217,13 @@ def test_show_sample_saves_a_picture(run):
 
 
 def test_std_falls_from_std_start_to_std_and_stays(run):
-    stds = [policy_std(Config(std=0.1, std_start=0.5, epochs=10), epoch) for epoch in range(10)]
+    stds = [policy_std(make_config(std_start=0.5, epochs=10).training, 0.1, epoch) for epoch in range(10)]
     assert stds[0] == 0.5
     assert stds[7:] == pytest.approx([0.1, 0.1, 0.1])
     np.testing.assert_allclose(np.diff(stds[:8]), -0.4 / 7)
-    assert [policy_std(Config(std=0.1), epoch) for epoch in range(30)] == [0.1] * 30
-    sooner = [policy_std(Config(std=0.1, std_start=0.5, std_share=0.2, epochs=10), epoch) for epoch in range(10)]
+    assert [policy_std(make_config().training, 0.1, epoch) for epoch in range(30)] == [0.1] * 30
+    sooner = make_config(std_start=0.5, std_share=0.2, epochs=10).training
+    sooner = [policy_std(sooner, 0.1, epoch) for epoch in range(10)]
     assert sooner[:4] == pytest.approx([0.5, 0.3, 0.1, 0.1])
 
     quiet, loud = (run("--epochs=1", f"--std_start={std}", f"--run_name={std}") for std in (0, 1))
@@ -253,7 +236,7 @@ def test_what_is_validated_and_kept_is_the_average_of_the_weights(run):
     checkpoint = load_checkpoint(config.run_dir / "last.pt")
     last, average = checkpoint["trained_state"], checkpoint["model_state"]
     assert all(not torch.equal(last[name], average[name]) for name in last)
-    loaders = get_train_valid_loader(config, torch.device("cpu"))
+    loaders = loaders_of(config)
     trainer = Trainer(config, loaders, torch.device("cpu"), checkpoint)
     assert_same(dict(trainer.average.state_dict()), dict(average))
     assert trainer.evaluate(loaders[1]).acc == metrics_of(config)[-1]["valid"]["acc"]
@@ -261,21 +244,3 @@ def test_what_is_validated_and_kept_is_the_average_of_the_weights(run):
     plain = load_checkpoint(run("--epochs=2", "--ema_decay=0", "--run_name=plain").run_dir / "last.pt")
     assert_same(dict(plain["model_state"]), dict(plain["trained_state"]))
     assert_same(dict(last), dict(plain["trained_state"]))  # it changes nothing about the training
-
-
-def test_a_run_of_before_there_was_a_choice_goes_on_as_it_was_begun(run):
-    """Its settings lack what is newer, its checkpoint the weights apart from their average; 0 may stand for 0.0."""
-    old = ["--epochs=2", *[f"--{name}={value}" for name, value in BEFORE.items()]]
-    straight = run(*old, "--run_name=straight")
-    parts = run(*old, "--run_name=parts", "--stop_after_epoch=1")
-    path = parts.run_dir / "last.pt"
-    checkpoint = torch.load(path, weights_only=True)
-    del checkpoint["trained_state"]
-    for group in checkpoint["optim_state"]["param_groups"]:
-        group["weight_decay"] = 0  # which was torch's own default
-    torch.save({**checkpoint, "format": 1}, path)
-    settings = json.loads(parts.params_path.read_text())
-    parts.params_path.write_text(json.dumps({name: settings[name] for name in settings if name not in BEFORE}))
-    run("--resume=True", "--run_name=parts")
-    first, second = (load_checkpoint(config.run_dir / "last.pt")["model_state"] for config in (straight, parts))
-    assert_same(dict(first), dict(second))

@@ -1,56 +1,51 @@
-"""Keeps a run's best model without what only its training needs, to be shipped: a tenth of a second, a megabyte.
+"""Writes a run's best model without what only its training needs, to be shipped: about a megabyte.
 
-python export.py --run_dir=./ckpt/ram_6_8x8_1      # writes models/mnist.pt and its settings, models/mnist.json
-python main.py --is_train=False --ckpt_dir=models --task=mnist
+    python -m tools.export --run_dir=./ckpt/ram_6_8x8_1                   # writes models/mnist.pt
+    python main.py --is_train=False --checkpoint=models/mnist.pt
+
+The settings are in the file, but for those of the call and the machine: these have their defaults in it.
 """
 
-import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from config import InputError, config_of, params_json
-from flags import parse_flags, refusals_told
-from runs import load_checkpoint, save_checkpoint, write_whole
-
-OF_TRAINING = {"trained_state": {}, "optim_state": {}, "scheduler_state": {}, "meter": {}, "random_states": []}
+from config import FREE, config_of, make_config, names_marked
+from training.cli import run_command
 
 
 @dataclass(frozen=True)
 class Export:
-    """Keeps a run's best model without what only its training needs."""
+    """Writes a run's best model without what only its training needs."""
 
     run_dir: str = "./ckpt/ram_6_8x8_1"
     """Folder of the run's checkpoints."""
     models_dir: str = "./models"
-    """Folder to write to, over what is there; the files are named after the run's task."""
+    """Folder to write to, over what is there; the file is named after the run's task."""
     half: bool = False
-    """Keep the weights in half precision, in half the space; a model reads them back as float32, rounded to 11 bits."""
+    """Write the weights in half precision, in half the space: rounded to 11 bits; a model reads them as float32."""
 
 
 def main(args: Export) -> Path:
-    """Writes the model and its settings, and returns the model's path.
+    """Writes the model and returns its path.
 
     Raises:
         InputError: there is no such model, or the folder cannot be written.
     """
+    # Imported here, not above: --help and a typo's message need not wait for torch.
+    from training.checkpoint import MODEL_KEYS, load_checkpoint, save_checkpoint
+
     source = Path(args.run_dir) / "best.pt"
     checkpoint = load_checkpoint(source)
-    config = config_of(checkpoint["config"], source)
-    path = Path(args.models_dir) / f"{config.task}.pt"
-    weights = checkpoint["model_state"]
+    config, defaults = config_of(checkpoint["config"], source), make_config().flat()
+    config = config.replace(**{name: defaults[name] for name in names_marked(FREE)})
+    model = {**{key: checkpoint[key] for key in MODEL_KEYS}, "config": config.flat()}
     if args.half:
-        weights = {name: weight.half() for name, weight in weights.items()}
-    save_checkpoint({**checkpoint, **OF_TRAINING, "model_state": weights}, path)
-    # The run is of no more concern: a test of the model is named by its task alone.
-    shipped = replace(config, is_train=True, resume=False, overwrite=False, run_name="")
-    write_whole(path.with_suffix(".json"), params_json(shipped).encode())
+        model["model_state"] = {name: weight.half() for name, weight in model["model_state"].items()}
+    path = Path(args.models_dir) / f"{config.data.task}.pt"
+    save_checkpoint(model, path)
     print(f"[*] Model in {path}, epoch {checkpoint['epoch']}, {path.stat().st_size / 1e6:.2f} MB")
     return path
 
 
 if __name__ == "__main__":
-    try:
-        with refusals_told():
-            main(parse_flags(Export, None, Export(), prog="export.py"))
-    except InputError as error:
-        sys.exit(f"export.py: {error}")
+    run_command(main, Export, prog="tools.export")

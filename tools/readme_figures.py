@@ -1,36 +1,31 @@
-"""Draws every picture of the README, from the shipped models or from those just trained.
+"""Draws every picture of the README and docs, from the shipped models or from those that you trained.
 
     make gallery
-    python gallery.py --data_dir=./data
+    python -m tools.readme_figures --data_dir=./data
 
 A task's model is models/TASK.pt, or else the best checkpoint of its run: ckpt/ram_6_8x8_1/best.pt for mnist.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from matplotlib.axes import Axes
-
-from averages import accuracy_figure, average, heat_map_figure
-from config import TASKS, Config, InputError
+from config import TASKS, make_config
 from data_loader import get_train_valid_loader
-from flags import parse_flags, refusals_told
-from glimpses import look_at_chosen, open_checkpoint, patch_boxes
-from modules import Retina
-from pictures import BOX_COLOURS, animation, draw_boxes, glimpse_frames, new_figure, png, show, show_patch
-from plot_glimpses import write
-from utils import pick_device
+from model import RecurrentAttention
+from training.cli import InputError, run_command
+from training.distributed import pick_device
+from viz.figures import animation, glimpse_frames, patches_figure, png, save_picture
+from viz.record import Glimpses, look, look_at_chosen, open_checkpoint
+from viz.test_set import accuracy_figure, heat_map_figure, summarise
 
-PICTURED = ("mnist", "fashion", "digits", "translated60", "cluttered60", "cluttered100")
+PICTURED = tuple(task for task in TASKS if task != "folder")
 ANIMATED = ("mnist", "translated60", "cluttered60")
-AVERAGED = ("mnist", "cluttered60")
+SUMMARISED = ("mnist", "cluttered60")
 
 
 @dataclass(frozen=True)
-class GalleryConfig:
-    """Draws every picture of the README."""
+class ReadmeFigures:
+    """Draws every picture of the README and docs."""
 
     data_dir: str = "./data"
     """Folder of the data sets."""
@@ -42,80 +37,53 @@ class GalleryConfig:
     """Folder to write to."""
 
 
-def main(config: GalleryConfig):
-    """Draws what there are models for, and says for which tasks there is none.
+def main(args: ReadmeFigures):
+    """Draws the pictures of all tasks that have a model.
 
     Raises:
-        InputError: data are missing, or a picture lacks its model.
+        InputError: data are missing, or a task has no model.
     """
-    out = Path(config.out_dir)
-    write(out / "tasks.png", png(tasks_figure(config.data_dir)))
-    missing = []
-    for task in dict.fromkeys(ANIMATED + AVERAGED):
-        path = find_model(task, config)
+    out, missing = Path(args.out_dir), []
+    examples = {task: first_glimpse(task, args.data_dir) for task in PICTURED}
+    save_picture(out / "tasks.png", png(patches_figure(examples)))
+    for task in dict.fromkeys(ANIMATED + SUMMARISED):
+        path = find_model(task, args)
         if path is None:
             missing.append(task)
             continue
-        source = open_checkpoint(path, config.data_dir)
+        source = open_checkpoint(path, args.data_dir)
         print(f"[*] {task}: {path}")
         if task in ANIMATED:
             chosen = look_at_chosen(source, indices=[], label="", errors=False, count=6)
-            write(out / f"{task}.gif", animation(glimpse_frames(chosen), ".gif", fps=1.5))
-        if task in AVERAGED:
-            averages = average(source)
-            write(out / f"{task}_heat_maps.png", png(heat_map_figure(averages)))
-            write(out / f"{task}_accuracy.png", png(accuracy_figure(averages)))
+            save_picture(out / f"{task}.gif", animation(glimpse_frames(chosen), ".gif", fps=1.5))
+        if task in SUMMARISED:
+            summary = summarise(source)
+            save_picture(out / f"{task}_heat_maps.png", png(heat_map_figure(summary)))
+            save_picture(out / f"{task}_accuracy.png", png(accuracy_figure(summary)))
     if missing:
         raise InputError(
             f"no model for {', '.join(missing)}, whose pictures stay as they were: put TASK.pt into "
-            f"{config.models_dir}, or train: python main.py --task={missing[0]}"
+            f"{args.models_dir}, or train: python main.py --task={missing[0]}"
         )
 
 
-def find_model(task: str, config: GalleryConfig) -> Path | None:
+def find_model(task: str, args: ReadmeFigures) -> Path | None:
     """The shipped model of a task, else that of its run, else None."""
-    run = Config(task=task, ckpt_dir=config.ckpt_dir, **TASKS[task]).run_dir
-    return next((path for path in (Path(config.models_dir) / f"{task}.pt", run / "best.pt") if path.exists()), None)
+    run = make_config(task=task, ckpt_dir=args.ckpt_dir).run_dir
+    return next((path for path in (Path(args.models_dir) / f"{task}.pt", run / "best.pt") if path.exists()), None)
 
 
-def tasks_figure(data_dir: str):
-    """A column for each task: an image with the patches' boxes, then the patches as the model receives them."""
-    most_patches = max(TASKS[task].get("num_patches", 1) for task in PICTURED)
-    figure = new_figure(9, 5.1)
-    axes = figure.subplots(1 + most_patches, len(PICTURED), height_ratios=[2.1] + [1] * most_patches, squeeze=False)
-    for column, task in zip(axes.T, PICTURED, strict=True):
-        draw_task(column, Config(task=task, data_dir=data_dir, **{"batch_size": 8, **TASKS[task]}))
-    figure.subplots_adjust(left=0.005, right=0.995, bottom=0.01, top=0.95, wspace=0.04, hspace=0.06)
-    return figure
-
-
-def draw_task(column: list[Axes], config: Config):
-    """Fills a column of axes from the first validation image of a task."""
-    loader = get_train_valid_loader(config, pick_device(use_gpu=False))[1]
-    image = next(iter(loader)).images[:1]
-    shown = image / 255
-    _, channels, height, width = image.shape
-    bright = shown[0, 0].nonzero().float().mean(dim=0)  # somewhere on the digit, or among the clutter
-    location = 2 * (bright.flip(0) + 0.5) / bright.new_tensor([width, height]) - 1
-    retina, size = Retina(config.patch_size, config.num_patches, config.glimpse_scale), config.patch_size
-    outside = np.array(loader.spec.mean, np.float32)
-    mean = shown.new_tensor(outside)[:, None, None]  # what the model takes for 0, and reads beyond the border
-    patches = retina(shown - mean, location[None]).view(config.num_patches, channels, size, size) + mean
-    show(column[0], shown[0].numpy(), outside)
-    draw_boxes(
-        column[0], patch_boxes(location.numpy(), (height, width), size, config.num_patches, config.glimpse_scale)
-    )
-    column[0].set_title(config.task, fontsize=10)
-    for ax in column[1 + config.num_patches :]:
-        ax.axis("off")
-    for ax, patch, colour in zip(column[1:], patches.numpy(), BOX_COLOURS, strict=False):
-        ax.set_box_aspect(1)
-        show_patch(ax, patch, colour)
+def first_glimpse(task: str, data_dir: str) -> Glimpses:
+    """What an untrained model receives that looks at the middle of what is bright in a task's validation image."""
+    config = make_config(task=task, data_dir=data_dir, num_glimpses=1)
+    loader = get_train_valid_loader(config.data, config.training.random_seed, pick_device(use_gpu=False))[1]
+    batch, spec = next(iter(loader)), loader.spec
+    batch = batch._replace(images=batch.images[:1], labels=batch.labels[:1])
+    bright = batch.images[0, 0].nonzero().float().mean(dim=0)  # row and column: on the digit, or among the clutter
+    location = 2 * (bright.flip(0) + 0.5) / bright.new_tensor([spec.width, spec.height]) - 1
+    model = RecurrentAttention(**config.model_args(spec.num_channels, len(spec.classes)))
+    return look(model.normalize_by(spec.mean, spec.std).eval(), batch, location[None], spec)
 
 
 if __name__ == "__main__":
-    try:
-        with refusals_told():
-            main(parse_flags(GalleryConfig, None, GalleryConfig(), prog="gallery.py"))
-    except InputError as error:
-        sys.exit(f"gallery.py: {error}")
+    run_command(main, ReadmeFigures, prog="tools.readme_figures")

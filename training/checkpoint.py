@@ -62,9 +62,7 @@ def load_checkpoint(path: str | Path, to_resume: bool = False) -> dict:
     if not path.exists():
         started = path.name == "best.pt" and path.with_name("last.pt").exists()
         latest = "--best=False tests last.pt, which its first epoch has left; " if started else ""
-        raise InputError(
-            f"no checkpoint at {path}: {latest}train first, or name the run with --run_name= and --ckpt_dir="
-        )
+        raise InputError(f"no checkpoint at {path}: {latest}train first, or name another run or file")
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():  # torch reads a flipped bit as readily as any other

@@ -1,8 +1,8 @@
 """What a model and its training look like: the only folder that imports matplotlib.
 
-    reports             what main.py hands to the trainer: the line printed, TensorBoard, saved glimpses, curves
-    tensorboard         TensorBoard's log
-    test_set            averages over a test set: where the glimpses fall, how early the class is known
-    figures             figures and animations, as GIF, MP4 and PNG
-    record              where a model looked, as arrays
+reports             what main.py hands to the trainer: the line printed, TensorBoard, saved glimpses, curves
+tensorboard         TensorBoard's log
+test_set            a whole test set: where the glimpses fall, how early the class is known
+figures             figures and animations, as GIF, MP4 and PNG
+record              where a model looked, as arrays
 """

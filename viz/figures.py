@@ -1,10 +1,10 @@
 """Draws what a model sees, frame by frame, and the curves of its training; writes GIF, MP4 and PNG.
 
-frames = list(glimpse_frames(load_glimpses("plots/ram_6_8x8_1/glimpses_30.npz")))
-Path("glimpses.gif").write_bytes(gif(frames, fps=1.5))
+    frames = list(glimpse_frames(load_glimpses("plots/ram_6_8x8_1/glimpses_30.npz")))
+    save_picture(Path("glimpses.gif"), gif(frames, fps=1.5))
 
-Figures are matplotlib's, drawn without a window. Every colour is one of Okabe and Ito's, which the colour-blind tell
-apart; right and wrong are told by a sign as well.
+Figures are matplotlib's, drawn without a window. The colours are Okabe and Ito's, which colour-blind readers can
+distinguish; right and wrong predictions differ by a sign as well.
 """
 
 import io
@@ -24,6 +24,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from tqdm import tqdm
 
+from training.checkpoint import write_whole
 from training.cli import InputError
 from viz.record import Glimpses
 
@@ -31,10 +32,10 @@ BOX_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7")  # from the finest pa
 RIGHT, WRONG, OTHER = "#0072B2", "#D55E00", "#BBBBBB"
 DPI = 100
 LARGEST = 2**16  # pixels of a picture's height, for matplotlib and GIF
-PER_ROW = 6  # images beside each other: 900 pixels, the width of a README
+PER_ROW = 6  # images side by side: 900 pixels, the width of a README
 MOST_BARS = 10  # classes with a bar
 LONGEST_NAME = 11  # characters
-LAST_FRAMES = 3  # for how many frames the last one stands
+LAST_FRAMES = 3  # frames for which the last one stays
 
 # Inches.
 COLUMN, GAP = 1.5, 0.06
@@ -42,7 +43,7 @@ HEADER, TITLE, BARS = 0.25, 0.36, 0.5
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of this many inches that needs neither a window nor pyplot's state."""
+    """A figure of this size in inches that needs neither a window nor pyplot's state."""
     figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
     return figure
@@ -68,7 +69,7 @@ def columns(glimpses: Glimpses, below: float) -> tuple[Figure, list[tuple[Axes, 
     Args:
         below: inches to leave free below each image.
     Returns:
-        The figure, and for each column the image's axes, and the free place's left and top, in inches.
+        The figure, and for each column the image's axes, and left and top of the free place, in inches.
     Raises:
         InputError: there are too many images for one picture.
     """
@@ -91,7 +92,7 @@ def columns(glimpses: Glimpses, below: float) -> tuple[Figure, list[tuple[Axes, 
 
 
 def frame_figure(glimpses: Glimpses, step: int) -> Figure:
-    """A glimpse of each image: its boxes and the path to it; below, what the retina gave, and the classes' bars."""
+    """A glimpse of each image: its boxes and the path to it; below, the retina's patches, and a bar for each class."""
     num_patches = glimpses.patches.shape[2]
     side = min((COLUMN - GAP) / max(num_patches, 2), 0.6)  # of a patch, inches
     shown = [most_likely(glimpses, i) for i in range(len(glimpses.images))]
@@ -105,7 +106,7 @@ def frame_figure(glimpses: Glimpses, step: int) -> Figure:
     for i, (ax, left, top) in enumerate(places):
         draw_path(ax, glimpses, i, step)
         draw_boxes(ax, boxes[i, step])
-        say(ax, glimpses, i, step)
+        draw_caption(ax, glimpses, i, step)
         start = left + (COLUMN - GAP - num_patches * side) / 2
         for k, patch in enumerate(glimpses.patches[i, step]):
             frame = place(figure, start + k * side + 0.02, top + GAP, side - 0.04, side - 0.04)
@@ -125,7 +126,7 @@ def path_figure(glimpses: Glimpses) -> Figure:
             draw_boxes(ax, boxes[i, step, :1])
             outlined = [withStroke(linewidth=2, foreground="black")]
             ax.text(x, y, str(step + 1), color="white", fontsize=8, ha="center", va="center", path_effects=outlined)
-        say(ax, glimpses, i, last)
+        draw_caption(ax, glimpses, i, last)
     return figure
 
 
@@ -174,11 +175,11 @@ def draw_boxes(ax: Axes, boxes: np.ndarray):
         ax.add_patch(Rectangle((left - 0.5, top - 0.5), size, size, fill=False, edgecolor=colour, linewidth=1.8))
 
 
-def say(ax: Axes, glimpses: Glimpses, i: int, step: int):
-    """Above an image: its label, and what the model would answer after this glimpse."""
-    label, answer = glimpses.labels[i], glimpses.answers[i, step]
-    truth, said = short(glimpses.classes[label]), short(glimpses.classes[answer])
-    sign, colour = ("\N{CHECK MARK}", RIGHT) if answer == label else ("\N{BALLOT X}", WRONG)
+def draw_caption(ax: Axes, glimpses: Glimpses, i: int, step: int):
+    """Above an image: its label, and the model's prediction after this glimpse."""
+    label, prediction = glimpses.labels[i], glimpses.predictions[i, step]
+    truth, said = short(glimpses.classes[label]), short(glimpses.classes[prediction])
+    sign, colour = ("\N{CHECK MARK}", RIGHT) if prediction == label else ("\N{BALLOT X}", WRONG)
     ax.text(0, 1, f"is {truth}\n", transform=ax.transAxes, fontsize=9, va="bottom")
     is_last = step == glimpses.locations.shape[1] - 1
     says = f"{'says' if is_last else 'so far'} {said} {sign}"
@@ -187,22 +188,22 @@ def say(ax: Axes, glimpses: Glimpses, i: int, step: int):
 
 
 def short(name: str) -> str:
-    """A class's name, cut to what has room beside an image, without matplotlib's formulas."""
+    """A class's name, cut to what has room above an image, without matplotlib's formulas."""
     cut = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
     return cut.replace("$", r"\$")
 
 
 def most_likely(glimpses: Glimpses, i: int) -> list[int]:
-    """The classes that have a bar in image i: its own, and those that ever were the most likely ones."""
+    """The classes that have a bar in image i: its own, and those of the highest probabilities after any glimpse."""
     best = np.argsort(-glimpses.probabilities[i].max(axis=0), kind="stable").tolist()
     label = int(glimpses.labels[i])
     return sorted([label, *(k for k in best if k != label)][:MOST_BARS])
 
 
 def draw_bars(ax: Axes, glimpses: Glimpses, i: int, step: int, shown: list[int], upright: bool):
-    """The probabilities of classes after a glimpse: the label's in one colour, a wrong answer's in another."""
-    answer, label = glimpses.answers[i, step], glimpses.labels[i]
-    colours = [RIGHT if k == label else WRONG if k == answer else OTHER for k in shown]
+    """The probabilities of classes after a glimpse: the label's in one colour, a wrong prediction's in another."""
+    prediction, label = glimpses.predictions[i, step], glimpses.labels[i]
+    colours = [RIGHT if k == label else WRONG if k == prediction else OTHER for k in shown]
     ax.bar(range(len(shown)), glimpses.probabilities[i, step, shown], color=colours, width=0.8)
     names = [short(glimpses.classes[k]) for k in shown]
     ax.set_xticks(range(len(shown)), names, fontsize=7, rotation=0 if upright else 90)
@@ -215,7 +216,7 @@ def draw_bars(ax: Axes, glimpses: Glimpses, i: int, step: int, shown: list[int],
 
 
 def curves_figure(metrics: list[dict]) -> Figure:
-    """Error, cross-entropy, what the baseline misses, and the learning rate, over a training's epochs.
+    """Error, cross-entropy, the baseline's squared error and the learning rate, over a training's epochs.
 
     Args:
         metrics: the lines of a run's metrics.jsonl.
@@ -247,6 +248,44 @@ def curves_figure(metrics: list[dict]) -> Figure:
         ax.set_xlabel("epoch")
     figure.tight_layout()
     return figure
+
+
+def patches_figure(examples: dict[str, Glimpses]) -> Figure:
+    """A column for each example: an image with the boxes of a glimpse, and the patches as the model receives them.
+
+    Args:
+        examples: titles, and glimpses, of which the first of the first image is drawn.
+    """
+    most_patches = max(glimpses.patches.shape[2] for glimpses in examples.values())
+    figure = new_figure(9, 5.1)
+    axes = figure.subplots(1 + most_patches, len(examples), height_ratios=[2.1] + [1] * most_patches, squeeze=False)
+    for column, (title, glimpses) in zip(axes.T, examples.items(), strict=True):
+        show(column[0], glimpses.images[0], glimpses.outside)
+        draw_boxes(column[0], glimpses.boxes()[0, 0])
+        column[0].set_title(title, fontsize=10)
+        patches = glimpses.patches[0, 0]
+        for k, (ax, patch) in enumerate(zip(column[1:], patches, strict=False)):
+            ax.set_box_aspect(1)
+            show_patch(ax, patch, BOX_COLOURS[k % len(BOX_COLOURS)])
+        for ax in column[1 + len(patches) :]:
+            ax.axis("off")
+    figure.subplots_adjust(left=0.005, right=0.995, bottom=0.01, top=0.95, wspace=0.04, hspace=0.06)
+    return figure
+
+
+def save_picture(path: Path, content: bytes) -> Path:
+    """Writes a picture, whole or not at all, and prints its path.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        write_whole(path, content)
+    except InputError as error:
+        reason = getattr(error.__cause__, "strerror", None) or error.__cause__
+        raise InputError(f"cannot write {path} ({reason}): choose another folder") from error
+    print(f"[*] Picture in {path}")
+    return path
 
 
 def to_image(figure: Figure) -> Image.Image:

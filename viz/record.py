@@ -1,7 +1,7 @@
 """Where a model looked, as arrays: a training saves them, plot_glimpses.py draws them.
 
-    glimpses = load_glimpses("plots/ram_6_8x8_1/glimpses_30.npz")
-    glimpses.locations[0], glimpses.probabilities[0]    # of the first image, one row for each glimpse
+glimpses = load_glimpses("plots/ram_6_8x8_1/glimpses_30.npz")
+glimpses.locations[0], glimpses.probabilities[0]    # of the first image, one row for each glimpse
 """
 
 import io

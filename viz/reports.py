@@ -23,7 +23,7 @@ from viz.tensorboard import NoLog, TensorBoardLog
 
 @contextlib.contextmanager
 def open_reports(config: Config, trainer: Trainer) -> Iterator[list[Callable[[EpochResult], None]]]:
-    """The line printed, the TensorBoard log and the saved glimpses of each epoch; however the training ends, its curves.
+    """What to call after each epoch: prints a line, logs, saves glimpses. However a training ends, draws its curves.
 
     Of several processes, only the main one reports.
     """

@@ -1,12 +1,12 @@
 """TensorBoard's log of a training.
 
-    log = TensorBoardLog(config)
-    log.add_epoch(result)
+log = TensorBoardLog(config, epoch=0)
+log.add_epoch(result)
 
-    tensorboard --logdir=./logs
+tensorboard --logdir=./logs
 """
 
-from config import CallConfig, Config, MachineConfig, names_of
+from config import FREE, Config, names_marked
 from trainer import EpochResult
 from viz.record import NUM_SAVED, Glimpses
 
@@ -73,9 +73,8 @@ class TensorBoardLog(NoLog):
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
-        passing = names_of(CallConfig, MachineConfig)
         settings = {name: value if isinstance(value, bool | int | float) else str(value)
-                    for name, value in self.config.flat().items() if name not in passing}  # fmt: skip
+                    for name, value in self.config.flat().items() if name not in names_marked(FREE)}  # fmt: skip
         last = metrics[-1]
         result = {
             "final/best_valid_acc": max(line["valid"]["acc"] for line in metrics),

@@ -1,7 +1,7 @@
-"""What a model does on average over a test set: where its glimpses fall, and how early it knows the answer.
+"""What a model does over a whole test set: where its glimpses fall, and how early it knows the class.
 
-averages = average(open_checkpoint("models/mnist.pt"))
-averages.correct / averages.num_images    # share of right answers after 1, 2, ... glimpses
+summary = summarise(open_checkpoint("models/mnist.pt"))
+summary.correct / summary.num_images    # fraction of right predictions after 1, 2, ... glimpses
 """
 
 from typing import NamedTuple
@@ -19,27 +19,27 @@ from viz.record import Source
 
 FINEST = 30  # cells of a heat map across an image, at most: finer ones would hold too few glimpses
 WIDTH = 9  # inches
-PER_ROW = 10  # classes beside each other
+PER_ROW = 10  # classes side by side
 
 
-class Averages(NamedTuple):
-    """Sums over a test set, from one rollout of T glimpses per image."""
+class Summary(NamedTuple):
+    """Counts and means over a test set, from one rollout of T glimpses per image."""
 
-    first_location: str  # see `Config`
+    first_location: str  # see `ModelConfig`
     num_images: int
-    correct: np.ndarray  # (T,), images whose answer is right after 1 to T glimpses
+    correct: np.ndarray  # (T,), images whose prediction is right after 1 to T glimpses
     by_glimpse: np.ndarray  # (T, rows, columns), glimpses in each cell of the image
-    by_class: np.ndarray  # (num_classes, rows, columns), glimpses where the policy chose to look
+    by_class: np.ndarray  # (num_classes, rows, columns), glimpses that the policy chose
     mean_image: np.ndarray  # (C, H, W), from 0 to 1
     class_means: np.ndarray  # (num_classes, C, H, W)
     classes: list[str]
 
 
 @torch.no_grad()
-def average(source: Source) -> Averages:
+def summarise(source: Source) -> Summary:
     """Looks at every test image once, as a test with M = 1 does."""
     model, loader, first_locations, _ = source
-    spec, steps, told = loader.spec, model.num_glimpses, model.num_glimpses - model.num_choices
+    spec, steps, unchosen = loader.spec, model.num_glimpses, model.num_glimpses - model.num_choices
     rows, columns = min(spec.height, FINEST), min(spec.width, FINEST)
     correct = np.zeros(steps, int)
     by_glimpse = np.zeros((steps, rows, columns), int)
@@ -47,20 +47,20 @@ def average(source: Source) -> Averages:
     sums = np.zeros((len(spec.classes), spec.num_channels, spec.height, spec.width))
     counts = np.zeros(len(spec.classes), int)
     begin = 0
-    for images, labels, _, _ in tqdm(loader, "Look", leave=False, disable=None):
-        rollout = model(images, first_locations[begin : begin + len(labels)])
-        begin += len(labels)
-        answers = model.classifier(rollout.hiddens).argmax(dim=-1)  # (B, T)
-        correct += (answers == labels[:, None]).sum(dim=0).numpy(force=True)
+    for batch in tqdm(loader, "Look", leave=False, disable=None):
+        rollout = model(batch.images, first_locations[begin : begin + batch.count])
+        begin += batch.count
+        predictions = model.classifier(rollout.hiddens).argmax(dim=-1)  # (B, T)
+        correct += (predictions == batch.labels[:, None]).sum(dim=0).numpy(force=True)
         row, column = cells(rollout.locations, rows, columns)  # (B, T)
-        named = labels.numpy(force=True)
+        labels = batch.labels.numpy(force=True)
         np.add.at(by_glimpse, (np.arange(steps), row, column), 1)
-        np.add.at(by_class, (named[:, None], row[:, told:], column[:, told:]), 1)
-        np.add.at(sums, named, (images / 255).numpy(force=True))
-        np.add.at(counts, named, 1)
+        np.add.at(by_class, (labels[:, None], row[:, unchosen:], column[:, unchosen:]), 1)
+        np.add.at(sums, labels, (batch.images / 255).numpy(force=True))
+        np.add.at(counts, labels, 1)
     class_means = sums / np.maximum(counts, 1)[:, None, None, None]
     mean_image = sums.sum(axis=0) / counts.sum()
-    return Averages(model.first_location, begin, correct, by_glimpse, by_class, mean_image, class_means, spec.classes)
+    return Summary(model.first_location, begin, correct, by_glimpse, by_class, mean_image, class_means, spec.classes)
 
 
 def cells(locations: Tensor, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,10 +70,10 @@ def cells(locations: Tensor, rows: int, columns: int) -> tuple[np.ndarray, np.nd
     return index[..., 1], index[..., 0]
 
 
-def heat_map_figure(averages: Averages) -> Figure:
+def heat_map_figure(summary: Summary) -> Figure:
     """Above, the mean image and where each glimpse falls; below, the same for each class, its glimpses together."""
-    steps, num_classes = len(averages.by_glimpse), len(averages.classes)
-    ratio = averages.mean_image.shape[1] / averages.mean_image.shape[2]
+    steps, num_classes = len(summary.by_glimpse), len(summary.classes)
+    ratio = summary.mean_image.shape[1] / summary.mean_image.shape[2]
     head, title = 0.3, 0.22
     gap = min(GAP, WIDTH / (1 + steps) / 3)
     wide, small = min(WIDTH / (1 + steps), 1.5) - gap, WIDTH / PER_ROW - GAP  # of a map above, and below
@@ -85,42 +85,45 @@ def heat_map_figure(averages: Averages) -> Figure:
         figure.text(GAP / 2 / WIDTH, 1 - (top + 0.07) / figure.get_figheight(), text, va="top", fontsize=10)
 
     begun = {"random": "the first at random, others chosen", "centre": "the first in the middle, others chosen",
-             "learned": "all chosen"}[averages.first_location]  # fmt: skip
+             "learned": "all chosen"}[summary.first_location]  # fmt: skip
     write(f"Mean test image, and where the glimpses fall, on a logarithmic scale: {begun}", 0)
     for i in range(1 + steps):
         ax = place(figure, gap / 2 + i * (wide + gap), head + 2 * title, wide, wide * ratio)
         if i == 0:
-            show_mean(ax, averages.mean_image)
+            show_mean(ax, summary.mean_image)
             ax.set_title("mean image", fontsize=8, pad=3)
         else:
-            counts = averages.by_glimpse[i - 1]
-            show_counts(ax, counts, averages.mean_image)
+            counts = summary.by_glimpse[i - 1]
+            show_counts(ax, counts, summary.mean_image)
             ax.set_title(f"glimpse {i}\npeak {peak(counts):.1f} %", fontsize=8, pad=3)
     write("Each class: its mean image, and where the glimpses fall that the policy chose for it", lower)
-    for k, name in enumerate(averages.classes):
+    for k, name in enumerate(summary.classes):
         row, column = divmod(k, PER_ROW)
         left, top = GAP / 2 + column * (small + GAP), lower + head + row * class_row + title
         ax = place(figure, left, top, small, small * ratio)
-        show_mean(ax, averages.class_means[k])
+        show_mean(ax, summary.class_means[k])
         ax.set_title(short(name), fontsize=8, pad=3)
         ax = place(figure, left, top + small * ratio + GAP, small, small * ratio)
-        show_counts(ax, averages.by_class[k], averages.class_means[k])
+        show_counts(ax, summary.by_class[k], summary.class_means[k])
     return figure
 
 
 def peak(counts: np.ndarray) -> float:
-    """The largest share of the glimpses in one cell, %."""
+    """The largest fraction of the glimpses in one cell, %."""
     return 100 * counts.max() / max(counts.sum(), 1)
 
 
 def show_mean(ax: Axes, mean_image: np.ndarray):
-    """A mean image (C, H, W), made as bright as it can be: that of images strewn over a canvas is dark."""
+    """A mean image (C, H, W), as bright as it can be: the mean of digits anywhere on a canvas is dark."""
     show(ax, mean_image / (mean_image.max() or 1), np.zeros(len(mean_image)))
 
 
 def show_counts(ax: Axes, counts: np.ndarray, mean_image: np.ndarray):
-    """A heat map, black where no glimpse falls: a policy may look at one place in most images, so the scale is
-    logarithmic, each map's own, and a single glimpse is visible beside thousands. Contours show the mean image."""
+    """A heat map, black where no glimpse falls. Contours show the mean image.
+
+    A policy may look at one place in most images. The scale, which is each map's own, is logarithmic, so that a single
+    glimpse stays visible next to thousands.
+    """
     scale = LogNorm(0.5, max(counts.max(), 1))
     ax.imshow(np.ma.masked_equal(counts, 0), cmap="inferno", norm=scale, interpolation="nearest", extent=(0, 1, 1, 0))
     grey = mean_image.mean(axis=0)
@@ -131,22 +134,22 @@ def show_counts(ax: Axes, counts: np.ndarray, mean_image: np.ndarray):
     ax.set(xticks=[], yticks=[], facecolor="black", aspect="auto", xlim=(0, 1), ylim=(1, 0))
 
 
-def accuracy_figure(averages: Averages) -> Figure:
-    """How often the answer is right if it is read out after 1 to T glimpses."""
-    accuracy = 100 * averages.correct / averages.num_images
+def accuracy_figure(summary: Summary) -> Figure:
+    """How often the prediction is right after 1 to T glimpses."""
+    accuracy = 100 * summary.correct / summary.num_images
     glimpses = np.arange(1, len(accuracy) + 1)
     figure = new_figure(6, 3.4)
     ax = figure.add_subplot()
     ax.plot(glimpses, accuracy, color=RIGHT, marker="o")
     for x, y in zip(glimpses, accuracy, strict=True):
         ax.annotate(f"{y:.1f}", (x, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9)
-    chance = 100 / len(averages.classes)
+    chance = 100 / len(summary.classes)
     ax.axhline(chance, color="#999999", linestyle="--", linewidth=1)
     ax.annotate(
         "chance", (glimpses[-1], chance), xytext=(0, 3), textcoords="offset points", ha="right", color="#666666"
     )
-    ax.set_title(f"the answer read out early, by a classifier trained after glimpse {glimpses[-1]}", fontsize=10)
-    ax.set(xlabel="glimpses before the answer", ylabel="test accuracy, %", ylim=(0, 112), xticks=glimpses)
+    ax.set_title(f"early predictions, by a classifier trained after glimpse {glimpses[-1]}", fontsize=10)
+    ax.set(xlabel="glimpses before the prediction", ylabel="test accuracy, %", ylim=(0, 112), xticks=glimpses)
     ax.spines[["right", "top"]].set_visible(False)
     figure.tight_layout()
     return figure
