@@ -2,8 +2,9 @@
 VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 DATA_DIR ?= ./data
+LOWEST = .venv-lowest
 
-.PHONY: demo train gallery test tables lint
+.PHONY: demo train test test-all test-lowest figures tables lint
 .DELETE_ON_ERROR:
 
 # Train on the bundled digits, test, animate: no download, about a minute.
@@ -12,20 +13,33 @@ demo: $(VENV)/installed
 	$(PYTHON) main.py --task=digits --is_train=False
 	$(PYTHON) plot_glimpses.py --plot_dir=./plots/digits_ram_6_8x8_1
 
-# Train on MNIST, downloaded into DATA_DIR where it is missing.
+# Train on MNIST, downloaded into DATA_DIR if it is missing.
 train: $(VENV)/installed
 	$(PYTHON) main.py --data_dir=$(DATA_DIR)
 
-# Draw the README's pictures, from models/TASK.pt or, where there is none, from the run that was trained of the task.
-gallery: $(VENV)/installed
-	$(PYTHON) gallery.py --data_dir=$(DATA_DIR)
-
+# All tests but those marked slow, on all cores.
 test: $(VENV)/installed
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto -m "not slow"
 
-# Write the tables of README.md and results/README.md from the recorded runs.
+# The slow ones, too: fifty kills, workers that die, long fuzzing.
+test-all: $(VENV)/installed
+	$(PYTHON) -m pytest -n auto
+
+# All tests with the lowest versions that requirements.txt allows.
+test-lowest:
+	test -x $(LOWEST)/bin/python || python3 -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/python -m uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+		-r requirements.txt -r tests/requirements.txt
+	$(LOWEST)/bin/python -m pytest -n auto -m "not slow"
+
+# Draw the pictures of README and docs, from models/TASK.pt or, if there is none, from the run that was trained.
+figures: $(VENV)/installed
+	$(PYTHON) -m tools.readme_figures --data_dir=$(DATA_DIR)
+
+# Write the tables of README, docs and results, and the recipes, from the recorded runs.
 tables: $(VENV)/installed
-	$(PYTHON) tables.py
+	$(PYTHON) -m tools.results_tables
 
 lint: $(VENV)/installed
 	$(PYTHON) -m ruff check .

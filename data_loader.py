@@ -1,8 +1,8 @@
 """Batches of images and labels: in memory as bytes, or streamed; placed on canvases, on the device.
 
-    train_loader, valid_loader = get_train_valid_loader(make_config(task="digits").data, seed=1, device="cpu")
-    for batch in train_loader:
-        batch.images, batch.labels
+train_loader, valid_loader = get_train_valid_loader(make_config(task="digits").data, seed=1, device="cpu")
+for batch in train_loader:
+    batch.images, batch.labels
 """
 
 import io
@@ -207,9 +207,7 @@ def get_train_valid_loader(
     return train_loader.described_by(spec).shard_with(world), valid_loader.described_by(spec)
 
 
-def get_test_loader(
-    data: DataConfig, seed: int, spec: DataSpec, device: torch.device, world: World = ALONE
-) -> Loader:
+def get_test_loader(data: DataConfig, seed: int, spec: DataSpec, device: torch.device, world: World = ALONE) -> Loader:
     """The test images, described by what the model was trained on.
 
     Raises:

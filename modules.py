@@ -70,7 +70,7 @@ class Retina(nn.Module):
         """Prepares a batch for num_glimpses glimpses: made once, read by `look` at every step.
 
         Args:
-            images: (B, C, H, W), normalised, or uint8; of those only the pixels that are read are normalised, if that is less.
+            images: (B, C, H, W), normalised, or uint8, whose pixels are normalised as they are read if that is less.
             num_glimpses: how often they will be looked at.
             mean, std: (C, 1, 1), of uint8 images as numbers from 0 to 1.
         """

@@ -288,7 +288,7 @@ class Trainer:
         last = self.config.run_dir / "last.pt"
         raise InputError(
             f"{what} of epoch {epoch + 1}: train again with a lower --init_lr= or with --clip_grad_norm=1; "
-            + (f"{last} is from before it, --resume=True accepts the latter" if last.exists() else "nothing is saved yet")
+            + (f"{last} is from before it, --resume=True accepts the latter" if last.exists() else "nothing was saved")
         )
 
     def evaluate(self, loader: Loader) -> Metrics:
@@ -353,7 +353,5 @@ class Trainer:
         path = self.config.checkpoint_path
         spec = spec_of(checkpoint, path)
         if not spec.fits(self.spec):
-            raise InputError(
-                f"{path} was trained on other images than those of --data_dir={self.config.data.data_dir}"
-            )
+            raise InputError(f"{path} was trained on other images than those of --data_dir={self.config.data.data_dir}")
         return spec

@@ -1,6 +1,6 @@
 """What every part of a run needs: number formats, random numbers, meters, signals. Imports nothing of this project.
 
-    generator = make_generator(Stream.ROLLOUT, seed=1, epoch=3, step=20)
+generator = make_generator(Stream.ROLLOUT, seed=1, epoch=3, step=20)
 """
 
 import random
@@ -86,7 +86,8 @@ class Interrupted(KeyboardInterrupt):
     """A signal asked a training to stop, and it has saved itself."""
 
     def __init__(self, signal_number: int, saved: str):
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}, {saved}; --resume=True continues from there")
+        name = signal.Signals(signal_number).name
+        super().__init__(f"stopped by {name}, {saved}; --resume=True continues from there")
         self.exit_code = 128 + signal_number  # as shells report it
 
 

@@ -1,6 +1,6 @@
 """What a training step costs as glimpses and images grow: linear in the glimpses, flat in the image's size.
 
-    python benchmarks/scaling.py
+    python -m benchmarks.scaling
 
 The images are random bytes and no canvas is made. Beside the whole step, its two parts are timed by themselves: picking
 the batch, which copies every byte of it, and the step on a batch at hand.
@@ -8,24 +8,20 @@ the batch, which copies every byte of it, and the step on a batch at hand.
 
 import itertools
 import statistics
-import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from config import TASKS, Config, InputError
+from config import TASKS, Config, make_config
 from data_loader import Batch, Loader, describe
-from datasets import Examples
-from flags import parse_flags
+from images.datasets import Examples
 from model import Losses
-from runs import surroundings
 from trainer import Trainer
+from training.cli import run_command
+from training.run_folder import environment
 from utils import Stream, make_generator, seed_everything
 
 CPU = torch.device("cpu")
@@ -54,10 +50,10 @@ class Scaling:
 
 def new_trainer(config: Config, size: int) -> Trainer:
     """A trainer on four batches of random images of this size."""
-    seed_everything(config.random_seed)
-    count = 4 * config.batch_size
+    seed_everything(config.training.random_seed)
+    count = 4 * config.data.batch_size
     images = torch.randint(256, (count, 1, size, size), dtype=torch.uint8)
-    loader = Loader(Examples(images, torch.randint(10, (count,))), batch_size=config.batch_size, device=CPU)
+    loader = Loader(Examples(images, torch.randint(10, (count,))), batch_size=config.data.batch_size, device=CPU)
     loader.described_by(describe(loader, [str(digit) for digit in range(10)]))
     return Trainer(config, (loader, loader), CPU)
 
@@ -110,16 +106,16 @@ def fit_line(x: list[float], y: list[float]) -> tuple[float, float, float]:
 
 def main(args: Scaling):
     torch.set_num_threads(1)
-    print(f"{surroundings()['machine']}, torch {torch.__version__}, eager, batch {args.batch_size}, {args.precision}")
-    config = Config(compile="False", precision=args.precision, use_gpu=False, batch_size=args.batch_size)
-    trainers = {n: new_trainer(replace(config, num_glimpses=n), 28) for n in args.glimpses}
+    print(f"{environment()['machine']}, torch {torch.__version__}, eager, batch {args.batch_size}, {args.precision}")
+    config = make_config(compile="False", precision=args.precision, use_gpu=False, batch_size=args.batch_size)
+    trainers = {n: new_trainer(config.replace(num_glimpses=n), 28) for n in args.glimpses}
     by_glimpses = medians({n: steps_of(trainer, batches_of(trainer)) for n, trainer in trainers.items()}, args)
     slope, intercept, r_squared = fit_line(list(by_glimpses), list(by_glimpses.values()))
     for n, value in by_glimpses.items():
         print(f"{n:3d} glimpses  {value:7.2f} ms")
     print(f"a line fits: {intercept:.2f} ms + {slope:.2f} ms a glimpse, R^2 = {r_squared:.4f}")
 
-    wide = replace(config, **{**TASKS["cluttered60"], "canvas_size": 0, "num_clutter": 0})
+    wide = config.replace(**{**TASKS["cluttered60"], "canvas_size": 0, "num_clutter": 0})
     trainers = {size: new_trainer(wide, size) for size in args.sizes}
     ways = {(part, size): way for size, t in trainers.items() for part, way in parts_of(t).items()}
     times = medians(ways, args)
@@ -157,7 +153,4 @@ def plot(args: Scaling, by_glimpses: dict, line: tuple[float, float, float], by_
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_flags(Scaling, None, Scaling(), prog="scaling.py"))
-    except InputError as error:
-        sys.exit(f"scaling.py: {error}")
+    run_command(main, Scaling, prog="benchmarks.scaling")

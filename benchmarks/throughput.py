@@ -1,19 +1,17 @@
-"""How many training images a second: this project beside the plain way and the floor, timed in turn on one machine.
+"""How many training images a second: this project, the plain way and the floor, timed in turn on one machine.
 
-    python benchmarks/throughput.py --data_dir=./data
+    python -m benchmarks.throughput --data_dir=./data
 
 The plain way is what public implementations do: a DataLoader that decodes, places and normalises each image by itself,
 a Python loop that slices each image's patch, and every head run at every glimpse. The networks, the loss and the batch
-are the same, and so is the optimizer, Adam; a task whose default is another has a line for it. The floor is what the
-multiply-adds of a step would cost at the machine's float32 peak for such products.
+are the same, and so is the optimizer, Adam; a task whose default is another has a line of its own. The floor is what
+the multiply-adds of a step would cost at the machine's float32 peak for such products.
 """
 
 import statistics
-import sys
 import time
 import timeit
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -23,15 +21,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from canvas import WINDOW
-from config import TASKS, Config, InputError
+from config import Config, ModelConfig, make_config
 from data_loader import Canvas, get_train_valid_loader
-from datasets import Examples
-from flags import parse_flags
-from runs import surroundings
+from images.canvas import WINDOW
+from images.datasets import Examples
 from trainer import Trainer
+from training.cli import run_command
+from training.run_folder import environment
 from utils import Stream, has_bfloat16, make_generator, seed_everything
 
 
@@ -91,34 +87,34 @@ class PlainImages(Dataset):
         return np.minimum(canvas, 255).astype(np.uint8)
 
 
-def plain_glimpse(images: Tensor, location: Tensor, patch_size: int, num_patches: int, glimpse_scale: int) -> Tensor:
+def plain_glimpse(images: Tensor, location: Tensor, sizes: ModelConfig) -> Tensor:
     """The retina as a Python loop: pad the batch, then slice each image's patch by itself."""
     width = images.shape[-1]
     patches = []
-    for i in range(num_patches):
-        size = patch_size * glimpse_scale**i
+    for i in range(sizes.num_patches):
+        size = sizes.patch_size * sizes.glimpse_scale**i
         starts = ((location + 1) / 2 * width).floor().long() - size // 2 + size
         padded = F.pad(images, (size, size, size, size))
         crops = [
             padded[b, :, starts[b, 1] : starts[b, 1] + size, starts[b, 0] : starts[b, 0] + size]
             for b in range(len(images))
         ]
-        patches.append(F.avg_pool2d(torch.stack(crops), glimpse_scale**i).flatten(1))
+        patches.append(F.avg_pool2d(torch.stack(crops), sizes.glimpse_scale**i).flatten(1))
     return torch.cat(patches, dim=1)
 
 
 def plain_loss(model: nn.Module, config: Config, images: Tensor, labels: Tensor) -> Tensor:
     """The hybrid loss of one rollout, every head run at every glimpse."""
-    hidden = images.new_zeros(len(images), config.hidden_size)
+    hidden = images.new_zeros(len(images), config.model.hidden_size)
     location = torch.rand(len(images), 2) * 2 - 1
     log_pis, baselines = [], []
-    for t in range(config.num_glimpses):
-        phi = plain_glimpse(images, location, config.patch_size, config.num_patches, config.glimpse_scale)
+    for t in range(config.model.num_glimpses):
+        phi = plain_glimpse(images, location, config.model)
         hidden, _ = model.rnn(model.sensor(phi, location), hidden)
-        mean = model.locator(hidden.detach(), min(t, config.num_glimpses - 2))
-        policy = torch.distributions.Normal(mean, config.std)
+        mean = model.locator(hidden.detach(), min(t, config.model.num_glimpses - 2))
+        policy = torch.distributions.Normal(mean, config.model.std)
         sample = policy.sample()
-        if t < config.num_glimpses - 1:
+        if t < config.model.num_glimpses - 1:
             log_pis.append(policy.log_prob(sample).sum(dim=1))
             baselines.append(model.baseliner(hidden.detach()))
         location = sample.clamp(-1, 1)
@@ -126,7 +122,7 @@ def plain_loss(model: nn.Module, config: Config, images: Tensor, labels: Tensor)
     log_pi, baseline = torch.stack(log_pis, dim=1), torch.stack(baselines, dim=1)
     reward = (log_probs.argmax(dim=1) == labels).float()[:, None].expand_as(baseline)
     reinforce = (-log_pi * (reward - baseline.detach())).sum(dim=1).mean()
-    return F.nll_loss(log_probs, labels) + F.mse_loss(baseline, reward) + config.reinforce_weight * reinforce
+    return F.nll_loss(log_probs, labels) + F.mse_loss(baseline, reward) + config.training.reinforce_weight * reinforce
 
 
 def plain_steps(trainer: Trainer, batch_size: int, num_workers: int):
@@ -140,7 +136,7 @@ def plain_steps(trainer: Trainer, batch_size: int, num_workers: int):
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
     )
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.init_lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.training.init_lr)
     while True:
         for images, labels in data:
             loss = plain_loss(model, config, images, labels)
@@ -153,7 +149,7 @@ def plain_steps(trainer: Trainer, batch_size: int, num_workers: int):
 
 def project_steps(trainer: Trainer):
     """Yields after each training step of this project."""
-    generator = make_generator(Stream.ROLLOUT, trainer.config.random_seed)
+    generator = make_generator(Stream.ROLLOUT, trainer.config.training.random_seed)
     while True:
         for batch in trainer.train_loader:
             trainer.train_step(batch, generator)
@@ -167,9 +163,9 @@ def canvas_steps(trainer: Trainer):
 
 
 def new_trainer(config: Config) -> Trainer:
-    seed_everything(config.random_seed)
+    seed_everything(config.training.random_seed)
     cpu = torch.device("cpu")
-    return Trainer(config, get_train_valid_loader(config, cpu), cpu)
+    return Trainer(config, get_train_valid_loader(config.data, config.training.random_seed, cpu), cpu)
 
 
 def seconds_per_step(steps, count: int) -> float:
@@ -195,7 +191,7 @@ def measure_floor(trainer: Trainer) -> Floor:
     steps = project_steps(trainer)
     with FlopCounterMode(display=False) as counter:
         next(steps)
-    batch, hidden = trainer.config.batch_size, trainer.config.hidden_size
+    batch, hidden = trainer.config.data.batch_size, trainer.config.model.hidden_size
     states, weights, gradients = torch.randn(batch, hidden), torch.randn(hidden, hidden), torch.randn(batch, hidden)
     products = lambda: states @ weights.T, lambda: gradients @ weights, lambda: gradients.T @ states
     fastest = min(min(timeit.repeat(product, number=50, repeat=20)) / 50 for product in products)
@@ -203,22 +199,22 @@ def measure_floor(trainer: Trainer) -> Floor:
 
 
 def time_task(task: str, batch_size: int, args: Benchmark):
-    config = Config(task=task, data_dir=args.data_dir, **{**TASKS[task], "batch_size": batch_size})
-    adam = replace(config, optimizer="adam")
-    eager = replace(adam, compile="False", precision="float32")
+    config = make_config(task=task, data_dir=args.data_dir, batch_size=batch_size)
+    adam = config.replace(optimizer="adam")
+    eager = adam.replace(compile="False", precision="float32")
     floor = measure_floor(new_trainer(eager))
     ways = {"plain": plain_steps(new_trainer(eager), batch_size, args.num_workers)}
     ways["eager float32"] = project_steps(new_trainer(eager))
     if args.compile:
         precisions = ["float32", "bfloat16"] if has_bfloat16(torch.device("cpu")) else ["float32"]
-        fast = {f"compiled {precision}": replace(adam, precision=precision) for precision in precisions}
-        if config.optimizer != "adam":
-            fast[f"compiled {precisions[-1]}, {config.optimizer}"] = replace(config, precision=precisions[-1])
+        fast = {f"compiled {precision}": adam.replace(precision=precision) for precision in precisions}
+        if config.training.optimizer != "adam":
+            fast[f"compiled {precisions[-1]}, {config.training.optimizer}"] = config.replace(precision=precisions[-1])
         for name, settings in fast.items():
-            compiled = new_trainer(replace(settings, compile="True"))
-            compiled.descend.compile(compiled.spec, steps=1)
+            compiled = new_trainer(settings.replace(compile="True"))
+            compiled.compile()
             ways[name] = project_steps(compiled)
-    if config.canvas_size:
+    if config.data.canvas_size:
         ways["canvases alone"] = canvas_steps(new_trainer(config))
     for steps in ways.values():
         seconds_per_step(steps, 10)  # warm up
@@ -236,7 +232,7 @@ def time_task(task: str, batch_size: int, args: Benchmark):
 
 
 def main(args: Benchmark):
-    machine = surroundings()["machine"]
+    machine = environment()["machine"]
     print(f"{machine}, torch {torch.__version__}, {args.num_workers} workers of the plain way\n")
     print("| task, batch | way | ms a step | images/s | s an epoch of 54,000 | times plain | times floor |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
@@ -246,7 +242,4 @@ def main(args: Benchmark):
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_flags(Benchmark, None, Benchmark(), prog="throughput.py"))
-    except InputError as error:
-        sys.exit(f"throughput.py: {error}")
+    run_command(main, Benchmark, prog="benchmarks.throughput")

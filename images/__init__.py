@@ -1,5 +1,5 @@
 """Where images come from.
 
-    datasets            MNIST, Fashion-MNIST, scikit-learn's digits, or your own folder
-    canvas              translated and cluttered images, drawn a batch at a time
+datasets            MNIST, Fashion-MNIST, scikit-learn's digits, or your own folder
+canvas              translated and cluttered images, drawn a batch at a time
 """

@@ -95,9 +95,7 @@ def read_examples(
     if data.dataset == "digits":
         examples = _read_digits(seed, train)
     else:
-        examples = _read_idx(
-            {"mnist": "MNIST", "fashion": "FashionMNIST"}[data.dataset], Path(data.data_dir), train
-        )
+        examples = _read_idx({"mnist": "MNIST", "fashion": "FashionMNIST"}[data.dataset], Path(data.data_dir), train)
     if data.image_height:
         examples = examples._replace(images=_resize(examples.images, (data.image_height, data.image_width)))
     return examples, [str(digit) for digit in range(10)] if data.dataset != "fashion" else FASHION_CLASSES

@@ -290,7 +290,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(run, flags, 
 
 def test_weights_that_are_not_finite_after_a_step_are_not_saved(run, flags):
     """Its losses are of before the step."""
-    with pytest.raises(InputError, match=r"the weights are not finite after step 1 of epoch 1: .*nothing is saved yet"):
+    with pytest.raises(InputError, match=r"the weights are not finite after step 1 of epoch 1: .*nothing was saved"):
         run("--optimizer=adam", "--init_lr=3e38", "--batch_size=2000")
     assert not (get_config(flags).run_dir / "last.pt").exists()
 

@@ -229,7 +229,6 @@ class MortalWorker(Worker):
 trained: list[int] = []
 
 
-@pytest.mark.slow
 def test_many_workers_that_die_at_random_finish_exactly_the_trials_asked_for(flags):
     """Six threads, each with a storage of its own as processes have; one that falls silent is replaced."""
     search = parse([*flags, "--trials=25", "--heartbeat=1", *STD])

@@ -1,6 +1,6 @@
 """For maintainers: python -m tools.NAME.
 
-    export              a run's best model without what only its training needs
-    results_tables      the tables of README, docs and recipes, from the recorded runs
-    readme_figures      the pictures of README and docs
+export              a run's best model without what only its training needs
+results_tables      the tables of README, docs and recipes, from the recorded runs
+readme_figures      the pictures of README and docs
 """

@@ -1,27 +1,31 @@
-"""Writes the tables of results from the recorded runs in results/: of the README, and of all runs in results/README.md.
+"""Writes the tables of results from the recorded runs in results/, and the recipes that repeat the best of them.
 
-    cp ckpt/mine/test.json results/mnist_6_seed1.json    # what tests left beside a run's checkpoints
+    cp ckpt/mine/test.json results/mnist_6_seed1.json    # what tests left in a run's folder
     make tables
 
-A line is the mean over the runs that differ in nothing but their seed. The numbers beside it were published or quoted
-by others.
+A line is the mean over the runs that differ in nothing but their seed. The paper's and others' numbers were published
+by them, or are as quoted by others.
 """
 
 import json
 import statistics
 from collections import defaultdict
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from config import BEFORE, FREE_ON_RESUME, TASKS, Config
+from config import CallConfig, MachineConfig, Mark, ModelConfig, make_config, names_marked, names_of
 
-ROOT = Path(__file__).parent
-BEGIN, END = "<!-- {}: written by tables.py -->\n", "<!-- end of {} -->"
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- {}: written by tools/results_tables.py -->\n", "<!-- end of {} -->"
 # Settings that are no flags of a line: they have columns of their own, or change no number but by rounding.
-ASIDE = {*FREE_ON_RESUME, "task", "num_glimpses", "random_seed", "compile"} - {"clip_grad_norm"}
-# Settings that make another model; all others say how it is trained.
-MODEL = ("core", "scan_radius", "glimpse_hidden", "locator_hidden", "first_location")
+ASIDE = {*names_marked(Mark.RESUME), "task", "num_glimpses", "random_seed", "compile"} - {"clip_grad_norm"}
+# Settings that are no part of a recipe: each run has its own, or they change no number but by rounding.
+NO_RECIPE = {*names_of(CallConfig, MachineConfig), "task", "data_dir", "num_workers", "random_seed", "M", "compile"}
+# Recipes of their own, by the names of their records: NAME_seed1.json and so on.
+NAMED = {
+    "original": "The original project's training, as near as this model gets: MNIST, 6 glimpses",
+    "paper": "The paper's training: MNIST, 6 glimpses, stochastic gradient descent with momentum, batches of 20",
+}
 # What the summary marks, as the paper's model of images differs in it.
 MARKS = {("first_location", "centre"): "c", ("first_location", "learned"): "p", ("core", "lstm"): "l"}
 
@@ -67,18 +71,22 @@ def read_records(folder: Path) -> dict[tuple[str, int, str], list[dict]]:
     """The records that tests wrote, by task, glimpses and policy."""
     records = defaultdict(list)
     for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
-        config = record["config"] = {**BEFORE, **record["config"]}
+        record = {**json.loads(path.read_text()), "path": path}
+        config = record["config"]
         records[config["task"], config["num_glimpses"], config["policy"]].append(record)
     return records
 
 
+def changed(config: dict, aside: set[str]) -> dict:
+    """The settings by which a run differs from its task's own, but for those aside."""
+    default = make_config(task=config["task"]).flat()
+    return {name: config[name] for name in default if name not in aside and config[name] != default[name]}
+
+
 def flags_of(config: dict) -> str:
     """The flags by which a run's settings differ from its task's own."""
-    default = asdict(Config(task=config["task"], **TASKS[config["task"]]))
-    changed = {name: config[name] for name in default if name not in ASIDE and config[name] != default[name]}
     return " ".join(f"--{name}={value:g}" if isinstance(value, float) else f"--{name}={value}"
-                    for name, value in changed.items())  # fmt: skip
+                    for name, value in changed(config, ASIDE).items())  # fmt: skip
 
 
 def results_table(folder: Path, pick=lambda lines: lines) -> str:
@@ -101,28 +109,75 @@ def results_table(folder: Path, pick=lambda lines: lines) -> str:
 
 
 def summary_table(folder: Path) -> str:
-    """The lowest error of each row beside the paper's: Markdown."""
+    """The best error of each row with its recipe, and the paper's: Markdown."""
     records = read_records(folder)
     rows = [row for row in ROWS if row.policy == "learned" and records[row.task, row.glimpses, row.policy]]
     counts = sorted({row.glimpses for row in rows})
     lines = [f"| glimpses | {' | '.join(map(str, counts))} |", "|" + " --- |" * (1 + len(counts))]
     for task in dict.fromkeys(row.task for row in rows):
-        cells = {row.glimpses: beside_paper(row, records[row.task, row.glimpses, row.policy])
+        cells = {row.glimpses: best_cell(row, records[row.task, row.glimpses, row.policy])
                  for row in rows if row.task == task}  # fmt: skip
         lines.append(f"| {task} | {' | '.join(cells.get(count, '') for count in counts)} |")
     return "\n".join(lines) + "\n"
 
 
-def beside_paper(row: Row, runs: list[dict]) -> str:
+def best_cell(row: Row, runs: list[dict]) -> str:
     """Test error, M = 1, of the line with the lowest validation error, and the paper's; bold unless that is lower."""
-    best = min(alike(runs), key=mean_valid_error)
+    best = best_line(runs)
     error = statistics.mean(errors(best, 1))
     published = row.nips or row.arxiv
-    cell = f"{error:.2f}" if published and published < error else f"**{error:.2f}**"
+    cell = f"[{error:.2f}](recipes/{recipe_name(row)}.toml)"
+    cell = cell if published and published < error else f"**{cell}**"
     marks = "".join(mark for (name, value), mark in MARKS.items() if best[0]["config"][name] == value)
     cell += f"<sup>{marks}</sup>" if marks else ""
     source = "" if row.nips else "arXiv "
     return f"{cell} ({source}{published:.2f})" if published else cell
+
+
+def best_line(runs: list[dict]) -> list[dict]:
+    """Of the runs of a row, those that are alike and have the lowest validation error."""
+    return min(alike(runs), key=mean_valid_error)
+
+
+def recipe_name(row: Row) -> str:
+    """TASK_best for a task's usual number of glimpses, else TASK_GLIMPSES."""
+    usual = make_config(task=row.task).model.num_glimpses
+    return f"{row.task}_{'best' if row.glimpses == usual else row.glimpses}"
+
+
+def recipes(folder: Path) -> dict[str, str]:
+    """The recipe of each number of the summary, of the original project's training and of the paper's: TOML by name."""
+    records = read_records(folder)
+    files = {}
+    for row in ROWS:
+        runs = records[row.task, row.glimpses, row.policy]
+        if row.policy == "learned" and runs:
+            title = f"{row.task}, {row.glimpses} glimpses"
+            files[recipe_name(row)] = recipe(recipe_name(row), title, best_line(runs))
+    for name, title in NAMED.items():
+        runs = [run for group in records.values() for run in group if run["path"].name.startswith(f"{name}_seed")]
+        if runs:
+            files[name] = recipe(name, title, runs)
+    return files
+
+
+def recipe(name: str, title: str, runs: list[dict]) -> str:
+    """A recipe that repeats these runs, which differ in their seed alone."""
+    config = runs[0]["config"]
+    seeds = sorted(run["config"]["random_seed"] for run in runs)
+    minutes = statistics.mean(sum(run["seconds_per_epoch"]) for run in runs) / 60
+    lines = [
+        f"# {title}.",
+        f"# Test error {spread(errors(runs, 1))} % (one rollout an image), validation {spread(valid_errors(runs))} %.",
+        f"# Seeds {', '.join(map(str, seeds))}; {minutes:.0f} minutes a run.",
+        "#",
+        f"#     python main.py --recipe={name}",
+        "#",
+        *(f"# Record: results/{run['path'].name}" for run in runs),
+        f'task = "{config["task"]}"',
+    ]
+    lines += [f"{key} = {json.dumps(value)}" for key, value in changed(config, NO_RECIPE).items()]
+    return "\n".join(lines) + "\n"
 
 
 def pace_table(folder: Path) -> str:
@@ -132,7 +187,7 @@ def pace_table(folder: Path) -> str:
         "|" + " --- |" * 4,
     ]
     runs = [run for run in read_records(folder)["mnist", 6, "learned"]
-            if not flags_of(run["config"]) and run["config"]["epochs"] == Config.epochs]  # fmt: skip
+            if not flags_of(run["config"]) and run["config"]["epochs"] == make_config().training.epochs]  # fmt: skip
     for bound in (1.29, 1.12):
         reached = []
         for run in runs:
@@ -153,9 +208,9 @@ def alike(runs: list[dict]) -> list[list[dict]]:
 
 
 def best_of_each_model(lines: list[list[dict]]) -> list[list[dict]]:
-    """Of the lines that train the same model, the one with the lowest validation error."""
+    """Of the lines that train the same model, whatever its std, the one with the lowest validation error."""
     worst_first = sorted(lines, key=mean_valid_error, reverse=True)
-    best = {tuple(runs[0]["config"][name] for name in MODEL): runs for runs in worst_first}
+    best = {tuple(runs[0]["config"][name] for name in names_of(ModelConfig) if name != "std"): runs for runs in worst_first}
     return [runs for runs in lines if runs in best.values()]
 
 
@@ -202,14 +257,28 @@ def with_table(page: str, name: str, table: str) -> str:
     return head + begin + table + end + rest.partition(end)[2]
 
 
-def with_tables(readme: str, report: str, folder: Path) -> tuple[str, str]:
-    """The README with the best, the best of each model and the pace, and the report of all runs with every line."""
-    readme = with_table(readme, "summary", summary_table(folder))
-    readme = with_table(readme, "results", results_table(folder, best_of_each_model))
-    return with_table(readme, "pace", pace_table(folder)), with_table(report, "results", results_table(folder))
+def with_tables(pages: dict[str, str], folder: Path) -> dict[str, str]:
+    """The pages with their tables: the best of each row; the best of each model, and the pace; every line.
 
+    Args:
+        pages: their texts, by the names in PAGES.
+        folder: of the records.
+    """
+    tables = {
+        "README.md": {"summary": summary_table(folder)},
+        "docs/results.md": {"results": results_table(folder, best_of_each_model), "pace": pace_table(folder)},
+        "results/README.md": {"results": results_table(folder)},
+    }
+    for page, own in tables.items():
+        for name, table in own.items():
+            pages = {**pages, page: with_table(pages[page], name, table)}
+    return pages
+
+
+PAGES = ("README.md", "docs/results.md", "results/README.md")
 
 if __name__ == "__main__":
-    pages = ROOT / "README.md", ROOT / "results" / "README.md"
-    for page, text in zip(pages, with_tables(*(page.read_text() for page in pages), ROOT / "results"), strict=True):
-        page.write_text(text)
+    for name, text in recipes(ROOT / "results").items():
+        (ROOT / "recipes" / f"{name}.toml").write_text(text)
+    for page, text in with_tables({page: (ROOT / page).read_text() for page in PAGES}, ROOT / "results").items():
+        (ROOT / page).write_text(text)

@@ -1,6 +1,6 @@
 """One pass over images that the model is not trained on serves validation and test.
 
-    metrics = evaluate(RecurrentAttention.load(path), loader, config)
+metrics = evaluate(RecurrentAttention.load(path), loader, config)
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """Where to look if nothing is learned about it: what a policy must beat, and the oracle that it cannot beat.
 
-    locations = fixed_locations(config, first_locations, batch.centres, generator)
-    rollout = model(images, locations)
+locations = fixed_locations(config, first_locations, batch.centres, generator)
+rollout = model(images, locations)
 """
 
 import torch

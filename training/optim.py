@@ -1,7 +1,7 @@
 """Optimizers, the average of the weights, and the schedules of the learning rate and the policy's std.
 
-    optimizer = make_optimizer(config.training, model)
-    average_weights(average, model, config.training.ema_decay, steps)
+optimizer = make_optimizer(config.training, model)
+average_weights(average, model, config.training.ema_decay, steps)
 """
 
 import math
@@ -30,8 +30,8 @@ class Muon(optim.Muon):
     """
 
     def __init__(self, weights: list[nn.Parameter], dtype: torch.dtype, **settings: float):
-        # Three Newton-Schulz iterations do as well here as the usual five. adjust_lr_fn tells a checkpoint's reader what
-        # the last line of step does.
+        # Three Newton-Schulz iterations do as well here as the usual five. adjust_lr_fn describes, in checkpoints, the
+        # last line of step.
         super().__init__(weights, ns_steps=3, adjust_lr_fn="match_rms_adamw", **settings)
         self.dtype = dtype
 

@@ -1,7 +1,7 @@
 """A run's folder: locked while it trains, with its settings, metrics and records.
 
-    with open_run(config, device, epoch=0, step=0):
-        trainer.train()
+with open_run(config, device, epoch=0, step=0):
+    trainer.train()
 """
 
 import contextlib
@@ -78,12 +78,12 @@ def environment() -> dict:
     """What a recorded result depends on beside its settings: the command, versions and machine."""
     names = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     processor = next((line.partition(": ")[2] for line in names if line.startswith("model name")), platform.processor())
-    commit = None
+    commit, script = None, Path(sys.argv[0]).name
     with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git, or not a checkout
         asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
         commit = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     return {
-        "command": " ".join(["python", *(Path(word).name if word == sys.argv[0] else word for word in sys.orig_argv[1:])]),
+        "command": " ".join(["python", *(script if word == sys.argv[0] else word for word in sys.orig_argv[1:])]),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
         "commit": commit,
         "machine": f"{platform.system()} {platform.machine()}, {processor}, {torch.get_num_threads()} threads",

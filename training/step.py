@@ -1,7 +1,7 @@
 """The loss of a batch: eager, or compiled if that pays, on a GPU as a CUDA graph.
 
-    objective = Objective(model, config.training, batch_size=128)
-    losses = objective(images, labels, first_locations, noise)
+objective = Objective(model, config.training, batch_size=128)
+losses = objective(images, labels, first_locations, noise)
 """
 
 from collections.abc import Callable
@@ -53,9 +53,7 @@ class Objective(nn.Module):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             rollout = self.model(images, locations, noise)
         weighting = self.training_config
-        return hybrid_loss(
-            rollout, labels, reinforce_weight=weighting.reinforce_weight, reward=weighting.reward
-        )
+        return hybrid_loss(rollout, labels, reinforce_weight=weighting.reinforce_weight, reward=weighting.reward)
 
     def compile(self, *example: Tensor):
         """Compiles the losses of full batches, if a compiler is at hand.

@@ -1,4 +1,4 @@
-"""The README says what is true."""
+"""README and docs say what is true."""
 
 import dataclasses
 import json
@@ -10,25 +10,38 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
-from sweep_config import SweepConfig
-from tables import best_of_each_model, results_table, summary_table, with_tables
 
-from config import Config
+from benchmarks.scaling import Scaling
+from benchmarks.throughput import Benchmark
+from config import make_config
 from plot_glimpses import PlotConfig
+from search.options import SearchConfig
+from tools.export import Export
+from tools.results_tables import PAGES, best_of_each_model, recipes, results_table, summary_table, with_tables
 
-README = (ROOT / "README.md").read_text()
-REPORT = (ROOT / "results" / "README.md").read_text()
+DOCS = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+EVERY_PAGE = {**DOCS, **{path: path.read_text() for path in ROOT.glob("[br]e*/README.md")}}
 
 
 def test_the_tables_are_what_the_recorded_runs_say():
     assert len(list((ROOT / "results").glob("*.json"))) > 0
-    assert with_tables(README, REPORT, ROOT / "results") == (README, REPORT)
+    pages = {page: (ROOT / page).read_text() for page in PAGES}
+    assert with_tables(pages, ROOT / "results") == pages
+
+
+def test_the_recipes_are_what_the_recorded_runs_had():
+    written = {path.stem: path.read_text() for path in (ROOT / "recipes").glob("*.toml")}
+    assert recipes(ROOT / "results") == written
+
+
+def test_a_stranger_can_read_the_readme():
+    assert len(DOCS[ROOT / "README.md"].splitlines()) <= 150
 
 
 def test_a_line_is_of_runs_that_differ_in_their_seed_alone(tmp_path):
     lines = [(1, 0.1, 99.0), (2, 0.1, 97.0), (3, 0.2, 90.0)]
     for seed, std, acc in lines:
-        settings = dataclasses.asdict(Config(random_seed=seed, std=std, run_name=f"{seed}"))
+        settings = make_config(random_seed=seed, std=std, run_name=f"{seed}").flat()
         record = {"config": settings, "best_valid_acc": acc, "seconds_per_epoch": [60.0], "valid_acc_per_epoch": [acc],
                   "tests": {"M=1": {"acc": acc - 0.5}}}  # fmt: skip
         (tmp_path / f"{seed}.json").write_text(json.dumps(record))
@@ -38,9 +51,6 @@ def test_a_line_is_of_runs_that_differ_in_their_seed_alone(tmp_path):
     assert other in table
     best = results_table(tmp_path, best_of_each_model)
     assert "| mnist | 6 | - | 2 | 30 |" in best and other not in best
-    del settings["ema_decay"]  # of a run before there was a choice
-    (tmp_path / "3.json").write_text(json.dumps({**record, "config": settings}))
-    assert "| mnist | 6 | `--std=0.2 --ema_decay=0` | 1 |" in results_table(tmp_path)
     (tmp_path / "3.json").write_text(json.dumps({**record, "config": {**settings, "core": "lstm"}}))
     assert "| mnist | 6 | `--core=lstm --std=0.2" in results_table(tmp_path, best_of_each_model)
 
@@ -48,38 +58,45 @@ def test_a_line_is_of_runs_that_differ_in_their_seed_alone(tmp_path):
 @pytest.mark.parametrize(
     ("errors", "model", "cell"),
     [
-        ((1.2, 1.0), {}, "1.20 (1.12)"),
-        ((1.1, 1.0), {}, "**1.10** (1.12)"),
-        ((1.1, 1.0), {"core": "lstm", "first_location": "centre"}, "**1.10**<sup>cl</sup> (1.12)"),
+        ((1.2, 1.0), {}, "[1.20](FILE) (1.12)"),
+        ((1.1, 1.0), {}, "**[1.10](FILE)** (1.12)"),
+        ((1.1, 1.0), {"core": "lstm", "first_location": "centre"}, "**[1.10](FILE)**<sup>cl</sup> (1.12)"),
     ],
 )
 def test_the_summary_tells_of_the_lowest_validation_error_not_of_the_lowest_on_test(tmp_path, errors, model, cell):
     for std, valid, test in zip((0.1, 0.2), (2.0, 3.0), errors, strict=True):
-        settings = dataclasses.asdict(Config(std=std, **model))
+        settings = make_config(std=std, **model).flat()
         record = {"config": settings, "best_valid_acc": 100 - valid, "tests": {"M=1": {"acc": 100 - test}}}
         (tmp_path / f"{std}.json").write_text(json.dumps(record))
+    cell = cell.replace("FILE", "recipes/mnist_best.toml")
     assert summary_table(tmp_path).splitlines() == ["| glimpses | 6 |", "| --- | --- |", f"| mnist | {cell} |"]
 
 
-def test_files_and_flags_it_names_exist():
-    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / path).exists(), path
-    flags = set(re.findall(r"--([a-zA-Z_]+)=", README))
-    settings = (Config, PlotConfig, SweepConfig)
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_links_to_exist(page):
+    for path in re.findall(r"\]\((?!http)([^)#]+)", EVERY_PAGE[page]):
+        assert (page.parent / path).exists(), path
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_flags_that_a_page_names_exist(page):
+    flags = set(re.findall(r"--([a-zA-Z_]+)=", DOCS[page]))
+    settings = {field.name for cls in (PlotConfig, SearchConfig) for field in dataclasses.fields(cls)}
+    tools = {field.name for cls in (Export, Benchmark, Scaling) for field in dataclasses.fields(cls)}
     elsewhere = {"logdir", "nproc_per_node"}  # tensorboard, torchrun
-    assert flags <= {field.name for cls in settings for field in dataclasses.fields(cls)} | elsewhere
+    assert flags <= make_config().flat().keys() | settings | tools | elsewhere
 
 
-def test_the_tests_it_names_exist():
+def test_the_tests_that_the_pages_name_exist():
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
-    named = set(re.findall(r"`(test_\w+)`", README))
+    named = {name for text in DOCS.values() for name in re.findall(r"`(test_\w+)`", text)}
     assert len(named) > 10
-    assert all(f"def {name}(" in tests for name in named)
+    assert [name for name in named if f"def {name}(" not in tests] == []
 
 
 def example() -> str:
-    """The README's only block of Python."""
-    [block] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    """The block of Python in docs/pictures.md."""
+    [block] = re.findall(r"```python\n(.*?)```", DOCS[ROOT / "docs/pictures.md"], flags=re.DOTALL)
     return block
 
 
@@ -110,7 +127,7 @@ def test_every_tag_it_names_is_logged_and_every_logged_one_is_named(run):
 
     tags = EventAccumulator(str(run("--epochs=1", "--use_tensorboard=True").run_logs)).Reload().Tags()
     logged = {*tags["scalars"], *tags["images"], *tags["histograms"]}
-    named = README.partition("### In TensorBoard")[2].partition("\n## ")[0]
+    named = DOCS[ROOT / "docs/tensorboard.md"]
     words = set(re.findall(r"`([\w/]+)`", named)) - {"plot_freq"}
     parts = {f"{word}{part}" for word in words for part in ("", "/train", "/valid")}
     assert all(re.sub(r"glimpse_\d", "glimpse_1", tag) in parts for tag in logged)
