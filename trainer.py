@@ -90,6 +90,10 @@ class EpochResult(NamedTuple):
     is_best: bool
 
 
+class Diverged(InputError):
+    """A loss or a weight is infinite or not a number."""
+
+
 class Trainer:
     """One run of one model.
 
@@ -152,7 +156,8 @@ class Trainer:
             on_epoch: called after each epoch, when it is saved.
         Raises:
             Interrupted: by a signal, with everything saved.
-            InputError: the run's folder cannot be written, or the loss is not finite any more.
+            Diverged: a loss or a weight is not finite any more; what was saved before is still there.
+            InputError: the run's folder cannot be written.
         """
         progress, world = self.progress, self.world
         with StopSignal(echoes=world.size > 1) as self.signal:
@@ -178,6 +183,10 @@ class Trainer:
                 # report
                 for report in on_epoch:
                     report(result)
+                # stop
+                stop = world.largest(self.signal.received)
+                if stop:
+                    raise Interrupted(stop, f"saved after epoch {progress.epoch}")
 
     def finished(self) -> bool:
         """Whether the last epoch is finished, or the one to stop after, or patience has ended; prints how to resume."""
@@ -273,7 +282,7 @@ class Trainer:
         """Stops if a loss of the latest steps, (terms,) each, or a weight is not finite, before that is saved.
 
         Raises:
-            InputError: with the step, the term, and the checkpoint to resume from.
+            Diverged: with the step, the term, and the checkpoint to resume from.
         """
         step, epoch = self.progress.step, self.progress.epoch
         found = first_not_finite(torch.stack(losses)) if losses else None
@@ -286,7 +295,7 @@ class Trainer:
         else:
             return
         last = self.config.run_dir / "last.pt"
-        raise InputError(
+        raise Diverged(
             f"{what} of epoch {epoch + 1}: train again with a lower --init_lr= or with --clip_grad_norm=1; "
             + (f"{last} is from before it, --resume=True accepts the latter" if last.exists() else "nothing was saved")
         )
@@ -295,7 +304,7 @@ class Trainer:
         return evaluate(self.average, loader, self.config)
 
     def test(self) -> Metrics:
-        """Prints and returns the test set's metrics, and records a run's in test.json beside its checkpoints."""
+        """Prints and returns the test set's metrics, and records a run's in its test.json."""
         metrics = self.evaluate(self.test_loader)
         count = self.test_loader.num_images
         print(f"[*] Test Acc: {metrics.correct}/{count} ({metrics.acc:.2f}% - {100 - metrics.acc:.2f}%)")

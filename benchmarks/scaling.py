@@ -25,7 +25,7 @@ from training.run_folder import environment
 from utils import Stream, make_generator, seed_everything
 
 CPU = torch.device("cpu")
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # told apart with any colour vision
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # distinct with any colour vision
 
 
 @dataclass(frozen=True)

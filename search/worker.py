@@ -36,12 +36,12 @@ from optuna.trial import FrozenTrial, TrialState
 from config import FREE, Config, get_config, names_marked
 from data_loader import Loader, get_train_valid_loader
 from search.options import Search, flags_of
-from trainer import EpochResult, Progress, Trainer
+from trainer import Diverged, EpochResult, Progress, Trainer
 from training.checkpoint import load_checkpoint
 from training.cli import InputError
 from training.distributed import pick_device
 from training.run_folder import open_run, read_metrics
-from utils import Interrupted, seed_everything
+from utils import seed_everything
 from viz.reports import open_reports
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -160,7 +160,6 @@ class Worker:
         self.study = study
         self.beats: dict[int, tuple[object, float]] = {}  # of others: the latest sign of life, and since when
         self.loaders = None, None  # the latest, and what they were made for
-        self.stopped: int | None = None  # the signal that came when a training had only to be validated
 
     def work(self):
         """Takes trials and trains them.
@@ -175,8 +174,6 @@ class Worker:
                 self.run(trial)
             else:  # other workers have the rest, and may die
                 time.sleep(min(1, self.search.flags.heartbeat))
-            if self.stopped:
-                raise Interrupted(self.stopped, "its trial is finished")
 
     def take(self) -> optuna.Trial | None:
         """A trial to train: one that was given back, or a new one; None if there is none left to begin."""
@@ -260,6 +257,8 @@ class Worker:
         config = get_config([*flags_of(config), f"--resume={resume}"])  # which rejects the folder of another run
         try:
             return self.train_run(trial, config)
+        except Diverged as error:
+            raise optuna.TrialPruned(str(error).partition(": ")[0]) from error  # without advice for main.py
         except torch.OutOfMemoryError as error:
             raise optuna.TrialPruned("out of memory") from error
 
@@ -270,7 +269,6 @@ class Worker:
         device = pick_device(config.machine.use_gpu)
         checkpoint = load_checkpoint(config.checkpoint_path, to_resume=True) if config.call.resume else None
         trainer = Trainer(config, self.load(config, device), device, checkpoint)
-        prune_if_not_finite(trainer)
 
         def report(state: Progress | EpochResult):
             with warnings.catch_warnings():
@@ -283,10 +281,7 @@ class Worker:
         with open_run(config, device, epoch, step), open_reports(config, trainer) as reports:
             if epoch:  # the worker before may have died after it saved this epoch, and before it reported it
                 report(trainer.progress)
-            try:
-                trainer.train(on_epoch=[*reports, report])
-            finally:
-                self.stopped = trainer.signal.received
+            trainer.train(on_epoch=[*reports, report])
         return 100 - trainer.progress.best_valid_acc
 
     def load(self, config: Config, device: torch.device) -> tuple[Loader, Loader]:
@@ -296,19 +291,6 @@ class Worker:
             with FileLock(self.search.folder / "data.lock"):  # only one downloads
                 self.loaders = key, get_train_valid_loader(*key, device)
         return self.loaders[1]
-
-
-def prune_if_not_finite(trainer: Trainer):
-    """Ends the trial, and not the worker, if the training diverges."""
-    check = trainer.check_finite
-
-    def check_or_prune(losses):
-        try:
-            check(losses)
-        except InputError as error:
-            raise optuna.TrialPruned(str(error).partition(": ")[0]) from error  # without advice for main.py
-
-    trainer.check_finite = check_or_prune
 
 
 @contextlib.contextmanager

@@ -19,7 +19,9 @@ import main
 import trainer  # noqa: F401
 import viz.reports  # noqa: F401
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a suite in the background would ignore
+# A suite that was started in the background, or by nohup, would ignore these.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 torch.set_num_threads(1)
 torch.optim.Adam([torch.zeros(1)])  # imports a second's worth more of torch
 sklearn.datasets.load_digits = functools.cache(sklearn.datasets.load_digits)

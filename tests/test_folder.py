@@ -48,6 +48,7 @@ def config_of(folder: Path, **fields) -> Config:
     return make_config(**{"task": "folder", "dataset": "folder", "data_dir": str(folder), "num_workers": 0, **fields})
 
 
+@pytest.mark.slow
 def test_trains_above_95_percent_tests_and_animates(folder, tmp_path, capsys):
     places = [f"--{name}={tmp_path / name}" for name in ("ckpt_dir", "logs_dir", "plot_dir")]
     flags = ["--task=folder", f"--data_dir={folder}", "--num_workers=0", *places]

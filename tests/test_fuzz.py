@@ -16,6 +16,7 @@ from images.datasets import read_examples
 from training.checkpoint import load_checkpoint, model_of
 from training.cli import InputError
 
+pytestmark = pytest.mark.slow
 BOUNDED = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 FIELDS = list(make_config().flat())
 VALUES = st.one_of(

@@ -126,6 +126,7 @@ def test_glimpses_that_were_never_saved(tmp_path):
     assert_one_line(command("plot_glimpses.py", f"--plot_dir={tmp_path}"), "no saved glimpses", "--plot_dir=")
 
 
+@pytest.mark.slow
 def test_train_resume_and_test_on_real_mnist(flags, mnist_dir):
     """The three everyday commands, shrunk, on the real images."""
     common = [*flags[1:], f"--data_dir={mnist_dir}", "--batch_size=1024"]

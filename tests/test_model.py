@@ -247,7 +247,7 @@ def test_reinforce_finds_the_only_place_that_earns_reward():
         return (looked - place).norm(dim=1).mean().item()
 
     before = distance()
-    for _ in range(1500):
+    for _ in range(800):
         labels = torch.randint(0, 2, (64,), generator=generator)
         images = torch.randn(64, 1, 20, 20, generator=generator)
         images[:, 0, 4:8, 12:16] = (labels * 4.0 - 2)[:, None, None]

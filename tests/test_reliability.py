@@ -18,7 +18,7 @@ from main import run as run_command
 from trainer import Trainer
 from training.checkpoint import load_checkpoint, write_whole
 from training.cli import InputError
-from utils import Interrupted
+from utils import Interrupted, StopSignal
 
 CPU = torch.device("cpu")
 
@@ -31,6 +31,7 @@ def saved(config) -> list[dict]:
     return checkpoints
 
 
+@pytest.mark.slow
 def test_fifty_kills_lose_nothing(server, flags, run, tmp_path):
     """SIGKILL at random moments: each time the run goes on, and it ends where an undisturbed one does, to the bit."""
     more = ["--epochs=60", "--hidden_size=16", "--batch_size=32", "--save_every_steps=4", "--compile=False"]
@@ -66,7 +67,7 @@ def test_fifty_kills_lose_nothing(server, flags, run, tmp_path):
     assert not any("Traceback" in log.read_text() for log in tmp_path.glob("log*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_says_how_to_go_on_and_costs_nothing(server, flags, run, number):
     more = ["--epochs=3", "--hidden_size=16", "--batch_size=16", "--compile=False"]
     straight = run(*more, "--run_name=straight")
@@ -79,7 +80,7 @@ def test_a_signal_saves_says_how_to_go_on_and_costs_nothing(server, flags, run, 
     last = server.log.read_text().splitlines()[-1]
     assert "--resume=True continues from there" in last and signal.Signals(number).name in last
     stopped = load_checkpoint(config.run_dir / "last.pt")
-    assert (stopped["epoch"], stopped["step"]) >= (1, 1)
+    assert (stopped["epoch"], stopped["step"]) > (0, 0)
     assert server.wait(server.start(*flags, *more, "--run_name=stopped", "--resume=True")) == 0
     assert_same(saved(straight), saved(config))
 
@@ -97,10 +98,14 @@ TASKS = {
     "digits": [],
     "canvas": ["--canvas_size=34", "--num_clutter=2"],
     "sgd": ["--optimizer=sgd", "--init_lr=0.01", "--clip_grad_norm=1"],
-    "plateau": ["--lr_patience=0", "--optimizer=muon"],
-    "scales": ["--num_patches=2", "--glimpse_scale=2", "--locator_hidden=0", "--scan_radius=0"],
-    "lstm": ["--core=lstm", "--core_init=identity"],
-    "unlearned": ["--policy=scan"],
+    "plateau, scales": [
+        "--lr_patience=0",
+        "--num_patches=2",
+        "--glimpse_scale=2",
+        "--locator_hidden=0",
+        "--scan_radius=0",
+    ],
+    "lstm, unlearned": ["--core=lstm", "--core_init=identity", "--policy=scan"],
     "one glimpse": ["--num_glimpses=1", "--optimizer=adam"],
 }
 
@@ -170,6 +175,36 @@ def test_a_signal_after_an_epochs_last_step_costs_nothing(run, flags, monkeypatc
         assert run_command([*flags, "--epochs=2", "--run_name=cut"]) == 128 + signal.SIGTERM
     resumed = run("--epochs=2", "--run_name=cut", "--resume=True")
     assert_same(saved(alone)[0]["model_state"], saved(resumed)[0]["model_state"])
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_signal_during_validation_saves_that_epoch_and_stops(run, flags, monkeypatch, capsys, epoch):
+    alone = run("--epochs=2", "--run_name=alone")
+    evaluate = Trainer.evaluate
+
+    def evaluate_and_signal(trainer, loader):
+        if trainer.progress.epoch == epoch - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(trainer, loader)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "evaluate", evaluate_and_signal)
+        assert run_command([*flags, "--epochs=2", "--run_name=cut"]) == 128 + signal.SIGTERM
+    assert f"stopped by SIGTERM, saved after epoch {epoch}" in capsys.readouterr().err
+    resumed = run("--epochs=2", "--run_name=cut", "--resume=True")
+    assert_same(saved(alone), saved(resumed))
+
+
+def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored():
+    """As nohup has it with SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

@@ -188,7 +188,7 @@ def test_a_second_signal_ends_at_once_and_no_worker_outlives_the_command(flags, 
     assert [worker.poll() for worker in workers] == [-signal.SIGKILL]
 
 
-def test_a_signal_in_the_last_validation_of_a_trial_stops_the_worker_after_it(flags, monkeypatch, capsys):
+def test_a_signal_in_the_last_validation_of_a_trial_stops_the_worker_and_costs_nothing(flags, monkeypatch, capsys):
     argv = [*flags, "--epochs=1", "--trials=2", "--workers=0", *STD]
     evaluate = Trainer.evaluate
 
@@ -196,14 +196,16 @@ def test_a_signal_in_the_last_validation_of_a_trial_stops_the_worker_after_it(fl
         signal.raise_signal(signal.SIGTERM)
         return evaluate(trainer, loader)
 
-    monkeypatch.setattr(Trainer, "evaluate", receive_and_evaluate)
-    assert search_command.run(argv) == 128 + signal.SIGTERM
-    assert (
-        capsys.readouterr()
-        .err.splitlines()[-1]
-        .startswith("search: stopped by SIGTERM, its trial is finished; the same")
-    )
-    assert [trial.state for trial in open_study(parse(argv)).trials] == [TrialState.COMPLETE]
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "evaluate", receive_and_evaluate)
+        assert search_command.run(argv) == 128 + signal.SIGTERM
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("search: stopped by SIGTERM, saved after epoch 1; the same")
+    search = parse(argv)
+    before = (search.folder / "trial_0" / "last.pt").read_bytes()
+    assert search_command.run(argv) == 0
+    assert_exact(search, open_study(search))
+    assert (search.folder / "trial_0" / "last.pt").read_bytes() == before  # nothing was left to train
 
 
 class MortalWorker(Worker):

@@ -80,7 +80,7 @@ def test_compiled_float32_steps_equal_plain_ones_to_rounding(plain):
     assert distance(train(**{**PLAIN, "compile": "True"}), plain) < 0.001
 
 
-@pytest.mark.parametrize("compile", ["False", "True"])
+@pytest.mark.parametrize("compile", ["False", pytest.param("True", marks=pytest.mark.slow)])
 def test_bfloat16_steps_go_the_way_of_the_plain_ones(compile, plain_sgd):
     off = distance(train(compile=compile, precision="bfloat16", **SGD), plain_sgd)
     assert 0 < off < BFLOAT16_BOUND

@@ -10,10 +10,12 @@ by them, or are as quoted by others.
 import json
 import statistics
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from config import CallConfig, MachineConfig, Mark, ModelConfig, make_config, names_marked, names_of
+from training.cli import run_command
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- {}: written by tools/results_tables.py -->\n", "<!-- end of {} -->"
@@ -210,7 +212,8 @@ def alike(runs: list[dict]) -> list[list[dict]]:
 def best_of_each_model(lines: list[list[dict]]) -> list[list[dict]]:
     """Of the lines that train the same model, whatever its std, the one with the lowest validation error."""
     worst_first = sorted(lines, key=mean_valid_error, reverse=True)
-    best = {tuple(runs[0]["config"][name] for name in names_of(ModelConfig) if name != "std"): runs for runs in worst_first}
+    sizes = [name for name in names_of(ModelConfig) if name != "std"]
+    best = {tuple(runs[0]["config"][name] for name in sizes): runs for runs in worst_first}
     return [runs for runs in lines if runs in best.values()]
 
 
@@ -277,8 +280,22 @@ def with_tables(pages: dict[str, str], folder: Path) -> dict[str, str]:
 
 PAGES = ("README.md", "docs/results.md", "results/README.md")
 
-if __name__ == "__main__":
-    for name, text in recipes(ROOT / "results").items():
+
+@dataclass(frozen=True)
+class TablesConfig:
+    """Writes the tables of README, docs and results, and the recipes, from the recorded runs."""
+
+    folder: str = str(ROOT / "results")
+    """Folder of the records."""
+
+
+def main(config: TablesConfig):
+    folder = Path(config.folder)
+    for name, text in recipes(folder).items():
         (ROOT / "recipes" / f"{name}.toml").write_text(text)
-    for page, text in with_tables({page: (ROOT / page).read_text() for page in PAGES}, ROOT / "results").items():
+    for page, text in with_tables({page: (ROOT / page).read_text() for page in PAGES}, folder).items():
         (ROOT / page).write_text(text)
+
+
+if __name__ == "__main__":
+    run_command(main, TablesConfig, prog="tools.results_tables")

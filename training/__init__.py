@@ -1,4 +1,4 @@
-"""What one run needs beside the trainer. Imports run from the end of this list to its beginning.
+"""What one run needs besides the trainer. Imports run from the end of this list to its beginning.
 
 run_folder          a run's folder: its lock, settings, metrics and records
 evaluation          one pass over validation or test images

@@ -1,10 +1,10 @@
-"""Fewer, larger matrix products in a compiled step: what a rollout's many small ones cost is to a third starting them.
+"""Fewer, larger matrix products in a compiled step: a third of the time of a rollout's many small ones is their start.
 
-The compiler hands over the graph of a step's forward or backward pass and takes it back rewritten by three identities,
-none of which knows the model:
+The compiler passes in the graph of a step's forward or backward pass, which is rewritten by three identities. None of
+them knows the model:
 
     A_1' B_1 + A_2' B_2 + ... = [A_1; A_2; ...]' [B_1; B_2; ...]    the gradient of weights used at every glimpse
-    A_1 W, A_2 W, ...         = the rows of [A_1; A_2; ...] W       where none waits for another
+    A_1 W, A_2 W, ...         = the rows of [A_1; A_2; ...] W       if none waits for another
     A V, A W                  = the columns of A [V W]              two layers that read one state
 
     torch.compile(function, options={"post_grad_custom_pre_pass": FuseMatmuls()})
@@ -36,7 +36,7 @@ class FuseMatmuls(CustomGraphPass):
         graph.lint()
 
     def uuid(self) -> bytes:
-        """What tells graphs that were rewritten otherwise apart in the compiler's cache."""
+        """Identifies this rewriting in the compiler's cache."""
         return get_hash_for_files((__file__,))
 
 
@@ -45,10 +45,10 @@ class Rewriting:
 
     def __init__(self, graph: Graph):
         self.graph = graph
-        self.stacks: dict[tuple, Node] = {}  # what is stacked for two products is stacked once
+        self.stacks: dict[tuple, Node] = {}  # a stack that two products need is made once
 
     def join_sums(self):
-        """Sums of products whose left factors are transposed become one product each."""
+        """Turns each sum of products whose left factors are transposed into one product."""
         for total in self.nodes(ADD):
             products = [] if is_term(total) else [transposed_product(term) for term in terms(total)]
             if len(products) > 1 and all(products) and len({shape(product) for product in products}) == 1:
@@ -60,7 +60,7 @@ class Rewriting:
         self.graph.eliminate_dead_code()
 
     def join_sharing(self, side: int) -> bool:
-        """The first found products with one left or right factor, none of which waits for another, become one.
+        """Joins the first products found that have one left or right factor and do not wait for each other.
 
         Returns:
             Whether there were any.
@@ -94,7 +94,7 @@ class Rewriting:
         return [node for node in self.graph.nodes if is_plain(node, *targets)]
 
     def awaited(self) -> tuple[dict[Node, int], dict[Node, int]]:
-        """A bit for each node, and for each node the bits of those that it waits for."""
+        """A bit for each node, and for each node the bits of the nodes that it waits for."""
         bits, awaited = {}, {}
         for i, node in enumerate(self.graph.nodes):
             bits[node], awaited[node] = 1 << i, 0
@@ -109,7 +109,7 @@ class Rewriting:
         return self.stacks[key]
 
     def call(self, target: Callable, *args) -> Node:
-        """A new node, which tells as the others do what its value will look like."""
+        """A new node, with an example of its value like the others."""
         node = self.graph.call_function(target, args)
         node.meta["val"] = target(*torch.fx.map_arg(args, lambda source: source.meta["val"]))
         return node
@@ -130,7 +130,7 @@ def is_plain(node, *targets: Callable) -> bool:
 
 
 def terms(total: Node) -> Iterator[Node]:
-    """What a tree of additions adds up."""
+    """The summands of a tree of additions."""
     for part in total.args:
         if is_plain(part, ADD) and is_term(part):
             yield from terms(part)
@@ -144,7 +144,7 @@ def is_term(node: Node) -> bool:
 
 
 def transposed_product(term: Node) -> Node | None:
-    """The product A'B that a term is, perhaps as numbers of more digits, if nothing else uses it."""
+    """The product A'B that a term is, perhaps cast to another number format, if nothing else uses it."""
     if is_plain(term, CAST) and len(term.users) == 1:
         term = term.args[0]
     if is_plain(term, PRODUCT) and len(term.users) == 1:

@@ -125,7 +125,7 @@ def make_optimizer(training: TrainingConfig, model: RecurrentAttention) -> optim
 
 def make_adam(parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float) -> optim.Adam:
     """Adam, or with weight decay AdamW (Loshchilov and Hutter 2019, "Decoupled weight decay regularization")."""
-    adam = optim.AdamW if weight_decay else optim.Adam  # the same without decay, but checkpoints tell them apart
+    adam = optim.AdamW if weight_decay else optim.Adam  # the same without decay, but not in a checkpoint
     return adam(parameters, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay, fused=True)
 
 

@@ -75,7 +75,7 @@ def check_latest(path: Path, epoch: int, step: int):
 
 
 def environment() -> dict:
-    """What a recorded result depends on beside its settings: the command, versions and machine."""
+    """What a recorded result depends on besides its settings: the command, versions and machine."""
     names = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     processor = next((line.partition(": ")[2] for line in names if line.startswith("model name")), platform.processor())
     commit, script = None, Path(sys.argv[0]).name
