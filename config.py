@@ -9,14 +9,25 @@ the other flags override. Imports nothing heavy, so that `--help` answers at onc
 
 import argparse
 import json
-import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Flag, auto
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, get_args
 
-from training.cli import InputError, parse_flags, read_toml
+from training.cli import (
+    BelowOne,
+    Bounds,
+    Count,
+    InputError,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    Settings,
+    hints_of,
+    parse_flags,
+    read_toml,
+    require,
+)
 
 RECIPES = Path(__file__).parent / "recipes"
 # The settings of the recorded runs on these tasks. Muon was tried on canvases, but not in every row.
@@ -34,69 +45,19 @@ TASKS: dict[str, dict] = {
 }
 
 
-class Bounds(NamedTuple):
-    """The allowed values of a field."""
-
-    text: str
-    hold: Callable[[Any], bool]
-
-
 class Mark(Flag):
     """What may change about a field once a run has begun; all of the groups `call` and `machine` may."""
 
     RESUME = auto()  # may differ when the run is resumed
     TEST = auto()  # may differ when the run is tested
-    SHARED = auto()  # the same in all trials of a search, whose errors would not compare otherwise
+    SHARED = auto()  # the same in all trials of a search, so that their errors compare
 
 
 FREE = Mark.RESUME | Mark.TEST | Mark.SHARED
-Positive = Annotated[int, Bounds("a whole number from 1 to 2**31 - 1", lambda value: 1 <= value < 2**31)]
-Count = Annotated[int, Bounds("a whole number from 0 to 2**31 - 1", lambda value: 0 <= value < 2**31)]
-PositiveFloat = Annotated[float, Bounds("a finite number above 0", lambda value: 0 < value < math.inf)]
-NonNegative = Annotated[float, Bounds("a finite number of at least 0", lambda value: 0 <= value < math.inf)]
-Decay = Annotated[float, Bounds("at least 0 and below 1", lambda value: 0 <= value < 1)]
-
-
-class Group:
-    """A group of settings, which are checked against their types and bounds as it is made."""
-
-    def __post_init__(self):
-        for name, hint in get_type_hints(type(self), include_extras=True).items():  # a saved setting may be anything
-            value, (kind, *extras) = getattr(self, name), get_args(hint) if _is_annotated(hint) else (hint,)
-            require(self, name, _is_of(value, kind), _named(kind))
-            for bounds in extras:
-                if isinstance(bounds, Bounds):
-                    require(self, name, bounds.hold(value), bounds.text)
-
-
-def require(group: Group, name: str, fulfilled: bool, allowed: str):
-    if not fulfilled:
-        raise InputError(f"{name}={getattr(group, name)} is not allowed: it must be {allowed}")
-
-
-def _is_annotated(hint) -> bool:
-    return get_origin(hint) is Annotated
-
-
-def _named(kind) -> str:
-    """A type as a message names it."""
-    if get_origin(kind) is Literal:
-        return f"one of {list(get_args(kind))}"
-    return f"of type {getattr(kind, '__name__', kind)}"
-
-
-def _is_of(value, kind) -> bool:
-    """Whether a value is of a field's type: a plain one, `int | None`, or a Literal."""
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    kinds = get_args(kind) or (kind,)
-    if isinstance(value, bool):  # which Python counts as an int
-        return bool in kinds
-    return isinstance(value, kinds)
 
 
 @dataclass(frozen=True)
-class DataConfig(Group):
+class DataConfig(Settings):
     """The images: all that the loaders read, but for the seed."""
 
     task: Annotated[
@@ -113,22 +74,22 @@ class DataConfig(Group):
     """Width and height of the empty canvas on which each image is placed at random, in pixels; 0: no canvas."""
     num_clutter: Annotated[Count, Mark.SHARED] = 0
     """Pieces of 8x8 pixels, cut from other images, that are placed at random on the canvas."""
-    image_height: Count = 0
+    image_height: Annotated[Count, Mark.SHARED] = 0
     """Resize the images to this height, in pixels; 0: leave them as they are."""
-    image_width: Count = 0
+    image_width: Annotated[Count, Mark.SHARED] = 0
     """Resize the images to this width, in pixels; 0: leave them as they are."""
     valid_size: Annotated[float, Bounds("above 0 and below 1", lambda value: 0 < value < 1), Mark.SHARED] = 0.1
     """Fraction of the training images kept for validation."""
     batch_size: Annotated[Positive, Mark.TEST] = 128
     """Images per batch; with several processes (torchrun), of each."""
-    shuffle: bool = True
+    shuffle: Annotated[bool, Mark.SHARED] = True
     """Split at random by seed, and visit the images in a new order each epoch; False keeps the file's order."""
     num_workers: Annotated[Count, FREE] = 4
     """Processes that decode the images of a folder; the other data sets are read whole and need none."""
 
 
 @dataclass(frozen=True)
-class ModelConfig(Group):
+class ModelConfig(Settings):
     """The networks: what RecurrentAttention is built with."""
 
     patch_size: Positive = 8
@@ -138,9 +99,9 @@ class ModelConfig(Group):
     num_patches: Positive = 1
     """Patches, or scales, per glimpse."""
     loc_hidden: Positive = 128
-    """Units of the layer that encodes a glimpse's location (where)."""
+    """Units of the glimpse network's layer that encodes a location (where)."""
     glimpse_hidden: Positive = 128
-    """Units of the layer that encodes a glimpse's pixels (what)."""
+    """Units of the glimpse network's layer that encodes pixels (what)."""
     num_glimpses: Positive = 6
     """Glimpses T that the model takes of an image before it predicts the class."""
     hidden_size: Positive = 256
@@ -152,7 +113,7 @@ class ModelConfig(Group):
     gate of bias 1), which keeps what earlier glimpses saw."""
     locator_hidden: Count = 128
     """Units of the location network's hidden layer; 0 is the paper's linear location network."""
-    scan_radius: Decay = 0.4
+    scan_radius: BelowOne = 0.4
     """The policy starts by looking around on a circle of this radius, with a learned bias per glimpse; 0 starts every
     glimpse at the centre, as the paper's location network does."""
     first_location: Literal["random", "centre", "learned"] = "random"
@@ -163,7 +124,7 @@ class ModelConfig(Group):
 
 
 @dataclass(frozen=True)
-class TrainingConfig(Group):
+class TrainingConfig(Settings):
     """How the networks are trained, validated and tested."""
 
     epochs: Annotated[Positive, Mark.RESUME] = 30
@@ -173,14 +134,14 @@ class TrainingConfig(Group):
     Adam for all; or the paper's stochastic gradient descent with momentum."""
     init_lr: PositiveFloat = 2e-3
     """Learning rate of the first epoch."""
-    momentum: Decay = 0.9
+    momentum: BelowOne = 0.9
     """Momentum of sgd and muon; decay of the running mean of gradients (beta 1) of adam."""
     lr_patience: Annotated[int | None, Bounds("None or at least 0", lambda value: value is None or value >= 0)] = None
     """None: the learning rate falls to 0 along a half cosine over the epochs. N: it falls tenfold once the validation
     accuracy has not improved for more than N epochs."""
     train_patience: Annotated[Count, Mark.RESUME] = 50
     """Stop once the validation accuracy has not improved for more than this many epochs."""
-    ema_decay: Decay = 0.998
+    ema_decay: BelowOne = 0.998
     """Decay of the exponential average of the weights over the steps, which is validated, saved and tested; it is lower
     in the first steps. 0: the weights as they are."""
     weight_decay: NonNegative = 0.0
@@ -216,7 +177,7 @@ class TrainingConfig(Group):
 
 
 @dataclass(frozen=True)
-class CallConfig(Group):
+class CallConfig(Settings):
     """This call: what to do, and in which folders. A run's saved settings never stand in for these."""
 
     is_train: bool = True
@@ -248,7 +209,7 @@ class CallConfig(Group):
 
 
 @dataclass(frozen=True)
-class MachineConfig(Group):
+class MachineConfig(Settings):
     """This machine, and what it shows: changes no result."""
 
     use_gpu: bool = True
@@ -336,17 +297,17 @@ class Config:
         return self.run_dir / "params.json"
 
 
-GROUPS: dict[str, type[Group]] = {part.name: part.default_factory for part in fields(Config)}
-HINTS = {name: hint for group in GROUPS.values() for name, hint in get_type_hints(group, include_extras=True).items()}
+GROUPS: dict[str, type[Settings]] = {part.name: part.default_factory for part in fields(Config)}
+HINTS = {name: hint for group in GROUPS.values() for name, hint in hints_of(group).items()}
 
 
-def names_of(*groups: type[Group]) -> tuple[str, ...]:
+def names_of(*groups: type[Settings]) -> tuple[str, ...]:
     """The names of all settings of these groups."""
     return tuple(each.name for group in groups for each in fields(group))
 
 
 def names_marked(mark: Mark) -> tuple[str, ...]:
-    """The names of the settings with this mark, or all of these, and of those of the groups that are free anyway."""
+    """The names of the settings with this mark, or with all of several, and of every `call` and `machine` setting."""
     marked = [name for name, hint in HINTS.items()
               if any(isinstance(extra, Mark) and mark in extra for extra in get_args(hint))]  # fmt: skip
     return (*names_of(CallConfig, MachineConfig), *marked)
@@ -362,18 +323,12 @@ def make_config(**settings) -> Config:
 
 
 def _grouped(settings: dict) -> Config:
-    """Sorts settings into their groups; a float may be written as a whole number."""
+    """Sorts settings into their groups."""
     unknown = sorted(settings.keys() - HINTS.keys())
     if unknown:
         raise InputError(f"there is no setting {unknown[0]}: python main.py --help lists them all")
-    groups = {}
-    for part, group in GROUPS.items():
-        own = {name: settings[name] for name in names_of(group) if name in settings}
-        for name, value in own.items():
-            kind = get_args(HINTS[name])[0] if _is_annotated(HINTS[name]) else HINTS[name]
-            own[name] = float(value) if kind is float and type(value) is int else value
-        groups[part] = group(**own)
-    return Config(**groups)
+    return Config(**{part: group(**{name: settings[name] for name in names_of(group) if name in settings})
+                     for part, group in GROUPS.items()})  # fmt: skip
 
 
 def config_of(settings: dict, path: str | Path) -> Config:

@@ -84,6 +84,7 @@ class RecurrentAttention(nn.Module):
         self.register_buffer("std", torch.tensor(std), persistent=False)  # a schedule may fill in another value
         self.num_glimpses = num_glimpses
         self.retina = Retina(patch_size, num_patches, glimpse_scale)
+        # The original project's names: f_g, f_h, f_l, f_a and b_t of the paper.
         self.sensor = GlimpseNetwork(
             glimpse_size=num_patches * num_channels * patch_size**2,
             glimpse_hidden=glimpse_hidden,

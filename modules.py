@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TABLE_COST = 4.0  # of a pixel's entry in a summed-area table, in reads of a pixel
+TABLE_COST = 4.0  # making a pixel's entry of a summed-area table takes as long as so many reads of a pixel
 
 
 class Scene(NamedTuple):

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from config import Bounds, Config, Group, Positive, make_config
-from training.cli import InputError, run_command
+from config import Config, make_config
+from training.cli import Bounds, InputError, Positive, Settings, run_command
 
 
 @dataclass(frozen=True)
-class PlotConfig(Group):
+class PlotConfig(Settings):
     """Shows where a model looks: its glimpses in a few images, or a summary of the whole test set."""
 
     plot_dir: str = ""
@@ -69,7 +69,8 @@ def main(config: PlotConfig) -> list[Path]:
         InputError: there are no such glimpses or images, or no ffmpeg for an MP4.
     """
     # Imported here, not above: --help and a typo's message need not wait for torch and matplotlib.
-    from viz.figures import animation, glimpse_frames, png, save_picture
+    from viz.figures import glimpse_frames
+    from viz.files import animation, png, save_picture
     from viz.record import choose, load_glimpses, look_at_chosen, open_checkpoint
     from viz.test_set import accuracy_figure, heat_map_figure, summarise
 

@@ -9,8 +9,6 @@ One training step passes through this file, training/step.py, model.py, modules.
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,75 +17,15 @@ from tqdm import tqdm
 from config import Config
 from data_loader import Batch, DataSpec, Loader, spec_of
 from model import Losses, RecurrentAttention, draw_first_locations, first_not_finite
+from training import optim
 from training.checkpoint import model_of, save_checkpoint
 from training.cli import InputError
 from training.evaluation import Metrics, evaluate
 from training.fixed_policies import fixed_locations
-from training.optim import (
-    average_weights,
-    learning_rate,
-    load_optimizer,
-    load_plateau,
-    make_optimizer,
-    make_plateau,
-    policy_std,
-)
+from training.progress import EpochResult, Progress
 from training.run_folder import append_metrics, record_test
 from training.step import Objective, should_compile
-from utils import (
-    AverageMeter,
-    Interrupted,
-    StopSignal,
-    Stream,
-    make_generator,
-    random_states,
-    restore_random_states,
-)
-
-
-@dataclass
-class Progress:
-    """Where a run stands; saved and restored as one."""
-
-    epoch: int = 0  # epochs finished
-    step: int = 0  # steps finished of the current epoch
-    meter: AverageMeter = field(default_factory=AverageMeter)  # training metrics of those steps
-    seconds: float = 0.0  # that they took
-    best_valid_acc: float = 0.0  # %
-    epochs_since_best: int = 0
-
-    def finish_epoch(self, valid_acc: float) -> bool:
-        """Begins the next epoch; returns whether the finished one is the best."""
-        is_best = self.epoch == 0 or valid_acc > self.best_valid_acc
-        self.best_valid_acc = valid_acc if is_best else self.best_valid_acc
-        self.epochs_since_best = 0 if is_best else self.epochs_since_best + 1
-        self.epoch, self.step, self.meter, self.seconds = self.epoch + 1, 0, AverageMeter(), 0.0
-        return is_best
-
-    def state_dict(self) -> dict:
-        return {**vars(self), "meter": self.meter.state_dict()}
-
-    def load_state_dict(self, state: dict, device: torch.device):
-        """Raises ValueError, or KeyError, if the state is not of a run."""
-        for name in vars(self).keys() - {"meter"}:
-            setattr(self, name, state[name])
-            if not state[name] >= 0:
-                raise ValueError(f"its {name} is {state[name]}")
-        self.meter.load_state_dict(state["meter"], len(Losses._fields), device)
-
-
-class EpochResult(NamedTuple):
-    """What an epoch came to, as the functions receive it that main.py hands to `Trainer.train`."""
-
-    epoch: int  # counted from 1
-    epochs: int  # of the whole run
-    train: Metrics
-    valid: Metrics
-    lr: float
-    images_per_second: float  # of the training
-    seconds: float  # with validation
-    best_valid_acc: float  # %, so far
-    is_best: bool
+from utils import Interrupted, StopSignal, Stream, make_generator, random_states, restore_random_states
 
 
 class Diverged(InputError):
@@ -141,8 +79,8 @@ class Trainer:
         model.locator.requires_grad_(training.policy == "learned" and model.num_choices > 0)
         if self.config.model.core == "relu":
             model.rnn.from_hidden.requires_grad_(model.num_glimpses > 1)
-        self.optimizer = make_optimizer(training, model)
-        self.plateau = make_plateau(training, self.optimizer)
+        self.optimizer = optim.make_optimizer(training, model)
+        self.plateau = optim.make_plateau(training, self.optimizer)
         self.objective = Objective(model, training, self.config.data.batch_size)
         self.shared_objective = self.world.parallel(self.objective)
         self.steps_per_epoch = len(self.train_loader)
@@ -207,10 +145,10 @@ class Trainer:
         config, progress = self.config, self.progress
         # The std and the learning rate of this epoch.
         for model in (self.model, self.average):
-            model.std.fill_(policy_std(config.training, config.model.std, progress.epoch))
+            model.std.fill_(optim.policy_std(config.training, config.model.std, progress.epoch))
         if not self.plateau:
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(config.training, progress.epoch)
+                group["lr"] = optim.learning_rate(config.training, progress.epoch)
         self.model.train()
         self.train_loader.set_epoch(progress.epoch)
         title = f"Epoch {progress.epoch + 1}/{config.training.epochs}"
@@ -262,7 +200,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_grad_norm)
         self.optimizer.step()
         steps = self.progress.epoch * self.steps_per_epoch + self.progress.step + 1
-        average_weights(self.average, self.model, training.ema_decay, steps)
+        optim.average_weights(self.average, self.model, training.ema_decay, steps)
         return self.world.mean(losses, shard.weight) if self.world.size > 1 else losses
 
     def compile(self):
@@ -347,9 +285,9 @@ class Trainer:
         try:
             self.progress.load_state_dict(checkpoint, self.device)
             self.model.load_state_dict(checkpoint["trained_state"])
-            load_optimizer(self.optimizer, checkpoint["optim_state"])
+            optim.load_optimizer(self.optimizer, checkpoint["optim_state"])
             if self.plateau:
-                load_plateau(self.plateau, checkpoint["scheduler_state"])
+                optim.load_plateau(self.plateau, checkpoint["scheduler_state"])
             restore_random_states(checkpoint["random_states"])
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             path, reason = self.config.checkpoint_path, " ".join(str(error).split())

@@ -11,8 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import Group, Positive
-from training.cli import run_command
+from training.cli import Positive, Settings, run_command
 from training.run_folder import environment
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +24,7 @@ sys.exit(main.run(sys.argv[1:]) + 7)
 
 
 @dataclass(frozen=True)
-class Startup(Group):
+class Startup(Settings):
     """Times the start of a command, in seconds."""
 
     rounds: Positive = 5

@@ -13,12 +13,12 @@ from typing import Literal, NamedTuple
 
 import tyro
 
-from config import CallConfig, Config, Mark, get_config, names_marked, names_of, require
-from training.cli import InputError, read_toml
+from config import CallConfig, Config, Mark, get_config, names_marked, names_of
+from training.cli import InputError, Settings, read_toml, require
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(Settings):
     """Searches settings by validation error. Besides the flags below it takes all of main.py's, which set what the
     trials share (--task, --epochs, --data_dir and so on); python main.py --help lists them."""
 
@@ -49,6 +49,7 @@ class SearchConfig:
     on the command line override it."""
 
     def __post_init__(self):
+        super().__post_init__()
         for name, least in (("trials", 1), ("seeds", 0), ("workers", 0)):
             require(self, name, getattr(self, name) >= least, f"at least {least}")
         require(self, "heartbeat", self.heartbeat > 0, "above 0")

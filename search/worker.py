@@ -36,10 +36,11 @@ from optuna.trial import FrozenTrial, TrialState
 from config import FREE, Config, get_config, names_marked
 from data_loader import Loader, get_train_valid_loader
 from search.options import Search, flags_of
-from trainer import Diverged, EpochResult, Progress, Trainer
+from trainer import Diverged, Trainer
 from training.checkpoint import load_checkpoint
 from training.cli import InputError
 from training.distributed import pick_device
+from training.progress import EpochResult, Progress
 from training.run_folder import open_run, read_metrics
 from utils import seed_everything
 from viz.reports import open_reports

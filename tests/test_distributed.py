@@ -52,6 +52,11 @@ def wait(server: ForkServer, members: list[int]) -> list[int]:
     return [server.wait(member) for member in members]
 
 
+def ours(output: str) -> list[str]:
+    """The lines that the project prints; some versions of torch add one of Gloo's for each process."""
+    return [line for line in output.splitlines() if "connected peer ranks" not in line]
+
+
 def assert_same_curve(a, b):
     """Losses that differ by rounding alone, over three epochs, and counts that do not differ at all."""
     assert [line["epoch"] for line in metrics_of(a)] == [line["epoch"] for line in metrics_of(b)] == [1, 2, 3]
@@ -125,7 +130,7 @@ def test_torchrun_trains_as_one_process_of_twice_the_batch_does(flags, run):
     result = subprocess.run([*launch, *two], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert_same_curve(one, get_config(two))
-    lines = result.stdout.splitlines()
+    lines = ours(result.stdout)
     assert [line.split(" - ")[0] for line in lines[1:-1]] == ["Epoch 1/3", "Epoch 2/3", "Epoch 3/3"]
     files = {f"glimpses_{epoch}.npz" for epoch in (1, 2, 3)} | {"curves.png"}
     assert {path.name for path in get_config(two).run_plots.iterdir()} == files
@@ -190,8 +195,8 @@ def test_an_error_of_one_ends_all_with_one_line(server, flags, run, wrong, why):
     before = run("--epochs=1")
     saved = (before.run_dir / "last.pt").read_bytes()
     assert wait(server, start(server, 2, *flags, wrong)) == [1, 1]
-    told = [line for line in server.log.read_text().splitlines() if not line.startswith("[*]")]
-    assert len(told) == 1 and why in told[0]
+    [line] = [line for line in ours(server.log.read_text()) if not line.startswith("[*]")]
+    assert why in line
     assert (before.run_dir / "last.pt").read_bytes() == saved
 
 

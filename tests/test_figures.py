@@ -8,7 +8,8 @@ from helpers import make_glimpses
 from PIL import Image
 
 from training.cli import InputError
-from viz.figures import animation, frame_figure, gif, glimpse_frames, patches_figure, path_figure, to_image
+from viz.figures import frame_figure, glimpse_frames, patches_figure, path_figure
+from viz.files import animation, gif, to_image
 from viz.record import patch_boxes
 
 ORANGE, SKY, GREEN = (230, 159, 0), (86, 180, 233), (0, 158, 115)  # boxes, from the finest

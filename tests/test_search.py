@@ -52,7 +52,7 @@ def test_draws_lie_in_their_ranges_and_random_search_tries_the_same_whoever_draw
 
     monkeypatch.setattr(Worker, "train", suggest)
     ranges = ["--search", "std=log:0.02:0.3", "loc_hidden=int:3:5", "init_lr=uniform:0.1:0.2",
-              "shuffle=choice:True,False", "glimpse_hidden=log:1:1000", "lr_patience=choice:None,3"]  # fmt: skip
+              "core=choice:relu,lstm", "glimpse_hidden=log:1:1000", "lr_patience=choice:None,3"]  # fmt: skip
     drawn = {}
     for name, workers in (("alone", 1), ("together", 3), ("again", 1)):
         seed = ["--random_seed=2"] * (name == "again")
@@ -66,7 +66,7 @@ def test_draws_lie_in_their_ranges_and_random_search_tries_the_same_whoever_draw
         drawn[name] = [trial.params for trial in trials]
     for params in (params for group in drawn.values() for params in group):
         assert 0.02 <= params["std"] <= 0.3 and params["loc_hidden"] in (3, 4, 5) and 0.1 <= params["init_lr"] <= 0.2
-        assert params["shuffle"] in (True, False) and params["lr_patience"] in (None, 3)
+        assert params["core"] in ("relu", "lstm") and params["lr_patience"] in (None, 3)
     alone = drawn["alone"]
     assert len({params["std"] for params in alone}) == 20  # no two alike
     assert statistics.median(params["glimpse_hidden"] for params in alone) < 150  # a uniform draw would have 500

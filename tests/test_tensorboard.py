@@ -13,7 +13,8 @@ from config import Config, get_config
 from main import main
 from training.cli import InputError
 from viz import reports
-from viz.figures import curves_figure, path_figure, to_image
+from viz.figures import curves_figure, path_figure
+from viz.files import to_image
 from viz.record import load_glimpses
 from viz.tensorboard import TensorBoardLog
 

@@ -14,7 +14,8 @@ from data_loader import get_train_valid_loader
 from model import RecurrentAttention
 from training.cli import InputError, run_command
 from training.distributed import pick_device
-from viz.figures import animation, glimpse_frames, patches_figure, png, save_picture
+from viz.figures import glimpse_frames, patches_figure
+from viz.files import animation, png, save_picture
 from viz.record import Glimpses, look, look_at_chosen, open_checkpoint
 from viz.test_set import accuracy_figure, heat_map_figure, summarise
 

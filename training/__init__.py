@@ -1,5 +1,6 @@
 """What one run needs besides the trainer. Imports run from the end of this list to its beginning.
 
+progress            where a run stands, and what an epoch came to
 run_folder          a run's folder: its lock, settings, metrics and records
 evaluation          one pass over validation or test images
 optim               optimizers, the average of the weights, schedules

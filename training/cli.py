@@ -1,4 +1,4 @@
-"""What every command line here shares: flags in, a frozen dataclass out, one line for what went wrong.
+"""What every command line here shares: flags in, checked settings out, one line for what went wrong.
 
     if __name__ == "__main__":
         run_command(main, Export, prog="tools.export")
@@ -7,11 +7,12 @@ Imports nothing heavy, so that `--help` answers at once.
 """
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -23,6 +24,60 @@ class InputError(Exception):
 
     It is no ValueError, which tyro would draw a box around.
     """
+
+
+class Bounds(NamedTuple):
+    """The allowed values of a setting."""
+
+    text: str
+    hold: Callable[[Any], bool]
+
+
+Positive = Annotated[int, Bounds("a whole number from 1 to 2**31 - 1", lambda value: 1 <= value < 2**31)]
+Count = Annotated[int, Bounds("a whole number from 0 to 2**31 - 1", lambda value: 0 <= value < 2**31)]
+PositiveFloat = Annotated[float, Bounds("a finite number above 0", lambda value: 0 < value < math.inf)]
+NonNegative = Annotated[float, Bounds("a finite number of at least 0", lambda value: 0 <= value < math.inf)]
+BelowOne = Annotated[float, Bounds("at least 0 and below 1", lambda value: 0 <= value < 1)]
+
+
+class Settings:
+    """Base of frozen dataclasses whose fields are checked against their types and bounds as they are made."""
+
+    def __post_init__(self):
+        for name, hint in hints_of(type(self)).items():  # a saved setting may be anything
+            kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+            if kind is float and type(getattr(self, name)) is int:
+                object.__setattr__(self, name, float(getattr(self, name)))
+            value = getattr(self, name)
+            require(self, name, _is_of(value, kind), _named(kind))
+            for bounds in extras:
+                if isinstance(bounds, Bounds):
+                    require(self, name, bounds.hold(value), bounds.text)
+
+
+def _is_of(value, kind) -> bool:
+    """Whether a value is of a field's type: a plain one, `int | None`, a tuple, or a Literal."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    kinds = (tuple,) if get_origin(kind) is tuple else get_args(kind) or (kind,)
+    return bool in kinds if isinstance(value, bool) else isinstance(value, kinds)  # Python counts a bool as an int
+
+
+def _named(kind) -> str:
+    """A type as a message names it."""
+    is_literal = get_origin(kind) is Literal
+    return f"one of {list(get_args(kind))}" if is_literal else f"of type {getattr(kind, '__name__', kind)}"
+
+
+def hints_of(settings: type) -> dict:
+    """The types of a dataclass's fields, with their bounds."""
+    return get_type_hints(settings, include_extras=True)
+
+
+def require(settings: Any, name: str, fulfilled: bool, allowed: str):
+    """Raises InputError, which names the field, its value and what is allowed, unless that is fulfilled."""
+    if not fulfilled:
+        raise InputError(f"{name}={getattr(settings, name)} is not allowed: it must be {allowed}")
 
 
 @contextlib.contextmanager

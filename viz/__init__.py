@@ -3,6 +3,7 @@
 reports             what main.py hands to the trainer: the line printed, TensorBoard, saved glimpses, curves
 tensorboard         TensorBoard's log
 test_set            a whole test set: where the glimpses fall, how early the class is known
-figures             figures and animations, as GIF, MP4 and PNG
+figures             what a model sees, frame by frame, and the curves of its training
+files               figures and frames as PNG, GIF and MP4
 record              where a model looked, as arrays
 """

@@ -10,15 +10,14 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from config import Config
-from data_loader import Loader
-from model import RecurrentAttention
-from trainer import EpochResult, Trainer
+from trainer import Trainer
 from training.checkpoint import write_whole
 from training.cli import InputError
 from training.evaluation import evaluation_locations
+from training.progress import EpochResult
 from training.run_folder import read_metrics
 from viz.record import NUM_SAVED, look, save_glimpses
-from viz.tensorboard import NoLog, TensorBoardLog
+from viz.tensorboard import TensorBoardLog
 
 
 @contextlib.contextmanager
@@ -30,13 +29,11 @@ def open_reports(config: Config, trainer: Trainer) -> Iterator[list[Callable[[Ep
     if not trainer.world.is_main:
         yield []
         return
-    log = TensorBoardLog(config, trainer.progress.epoch) if config.machine.use_tensorboard else NoLog()
-    recorder = GlimpseRecorder(config, trainer.average, trainer.valid_loader, log)
-    with contextlib.closing(log):
-        try:
-            yield [print_epoch, log.add_epoch, recorder]
-        finally:
-            save_curves(config, log)
+    log = TensorBoardLog(config, trainer.progress.epoch) if config.machine.use_tensorboard else None
+    try:
+        yield [print_epoch, *([log.add_epoch] if log else []), GlimpseRecorder(config, trainer, log)]
+    finally:
+        save_curves(config, log)
 
 
 def print_epoch(result: EpochResult):
@@ -55,15 +52,13 @@ class GlimpseRecorder:
 
     Args:
         config: of the run.
-        model: the average of the weights, which is validated.
-        loader: of the validation images.
-        log: TensorBoard's, or none.
+        trainer: whose average of the weights is shown.
+        log: TensorBoard's, or None.
     """
 
-    def __init__(self, config: Config, model: RecurrentAttention, loader: Loader, log: NoLog):
+    def __init__(self, config: Config, trainer: Trainer, log: TensorBoardLog | None):
         self.config = config
-        self.model = model
-        self.loader = loader
+        self.model, self.loader = trainer.average, trainer.valid_loader
         self.log = log
 
     def __call__(self, result: EpochResult):
@@ -75,17 +70,23 @@ class GlimpseRecorder:
         glimpses = look(self.model, batch, locations, self.loader.spec)
         path = self.config.run_plots / f"glimpses_{result.epoch}.npz"
         save_glimpses(path, glimpses.take(slice(NUM_SAVED)))
-        self.log.add_glimpses(glimpses, result.epoch)
+        if self.log:
+            self.log.add_glimpses(glimpses, result.epoch)
 
 
-def save_curves(config: Config, log: NoLog):
-    """Draws and logs what the training led to; an error is printed, and stops nothing."""
+def save_curves(config: Config, log: TensorBoardLog | None):
+    """Draws and logs what the training led to, and closes the log; an error is printed, and stops nothing."""
     try:
         metrics = read_metrics(config.run_dir / "metrics.jsonl")
         if metrics:
-            from viz.figures import curves_figure, png
+            from viz.figures import curves_figure
+            from viz.files import png
 
             write_whole(config.run_plots / "curves.png", png(curves_figure(metrics)))
-            log.add_result(metrics)
+            if log:
+                log.add_result(metrics)
     except (InputError, OSError) as error:
         print(f"[!] {error}")
+    finally:
+        if log:
+            log.close()

@@ -7,27 +7,11 @@ tensorboard --logdir=./logs
 """
 
 from config import FREE, Config, names_marked
-from trainer import EpochResult
+from training.progress import EpochResult
 from viz.record import NUM_SAVED, Glimpses
 
 
-class NoLog:
-    """Stands in for `TensorBoardLog` if nothing is logged."""
-
-    def add_epoch(self, result: EpochResult):
-        pass
-
-    def add_glimpses(self, glimpses: Glimpses, epoch: int):
-        pass
-
-    def add_result(self, metrics: list[dict]):
-        pass
-
-    def close(self):
-        pass
-
-
-class TensorBoardLog(NoLog):
+class TensorBoardLog:
     """TensorBoard's writer, which drops what an earlier process logged after this epoch.
 
     Args:

@@ -1,0 +1,97 @@
+"""Figures and frames as files: PNG, GIF, MP4.
+
+save_picture(Path("glimpses.gif"), animation(glimpse_frames(glimpses), ".gif", fps=1.5))
+"""
+
+import io
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from training.checkpoint import write_whole
+from training.cli import InputError
+
+LAST_FRAMES = 3  # frames for which the last one stays
+
+
+def save_picture(path: Path, content: bytes) -> Path:
+    """Writes a picture, whole or not at all, and prints its path.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        write_whole(path, content)
+    except InputError as error:
+        reason = getattr(error.__cause__, "strerror", None) or error.__cause__
+        raise InputError(f"cannot write {path} ({reason}): choose another folder") from error
+    print(f"[*] Picture in {path}")
+    return path
+
+
+def to_image(figure: Figure) -> Image.Image:
+    figure.canvas.draw()
+    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def animation(frames: Iterator[Image.Image], suffix: str, fps: float) -> bytes:
+    """All frames as one file: .gif, .mp4, or .png, a sheet."""
+    drawn = list(frames)
+    if suffix != ".png":
+        return gif(drawn, fps) if suffix == ".gif" else mp4(drawn, fps)
+    buffer = io.BytesIO()
+    sheet(drawn).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def sheet(frames: list[Image.Image]) -> Image.Image:
+    """All frames, one below the other."""
+    width, height = frames[0].size
+    whole = Image.new("RGB", (width, height * len(frames)))
+    for i, frame in enumerate(frames):
+        whole.paste(frame, (0, i * height))
+    return whole
+
+
+def gif(frames: list[Image.Image], fps: float) -> bytes:
+    """An endless animation; its frames share one palette, so that nothing flickers."""
+    palette = sheet(frames).quantize(128, Image.Quantize.MAXCOVERAGE)
+    first, *rest = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    durations = [round(1000 / fps)] * len(rest) + [round(LAST_FRAMES * 1000 / fps)]
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
+    return buffer.getvalue()
+
+
+def mp4(frames: list[Image.Image], fps: float) -> bytes:
+    """The animation as a film.
+
+    Raises:
+        InputError: ffmpeg is not installed, or fails.
+    """
+    if not shutil.which("ffmpeg"):
+        raise InputError("an MP4 needs ffmpeg, which is not installed: install it, or write a .gif")
+    pictures = io.BytesIO()
+    for frame in [*frames, *[frames[-1]] * (LAST_FRAMES - 1)]:
+        frame.save(pictures, "PNG")
+    with tempfile.TemporaryDirectory() as folder:
+        film = Path(folder) / "film.mp4"
+        reading = ["-f", "image2pipe", "-c:v", "png", "-framerate", str(fps), "-i", "-"]
+        even = ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2:color=white", "-pix_fmt", "yuv420p"]  # what every player plays
+        command = ["ffmpeg", "-loglevel", "error", *reading, *even, str(film)]
+        done = subprocess.run(command, input=pictures.getvalue(), capture_output=True)
+        if done.returncode:
+            raise InputError(f"ffmpeg failed ({done.stderr.decode(errors='replace').strip()}): write a .gif instead")
+        return film.read_bytes()
