@@ -91,7 +91,7 @@ class RecurrentAttention(nn.Module):
             loc_hidden=loc_hidden,
             hidden_size=hidden_size,
         )
-        core_network = LSTMCore if core == "lstm" else CoreNetwork
+        core_network = {"relu": CoreNetwork, "lstm": LSTMCore}[core]
         self.rnn = core_network(hidden_size=hidden_size, keep=core_init == "identity")
         self.locator = LocationNetwork(
             hidden_size=hidden_size,

@@ -1,4 +1,4 @@
-"""The boxes of the paper's figure 1: retina, glimpse, core, location, action and baseline networks.
+"""The networks of the paper: retina, glimpse, core (two), location, action and baseline.
 
 "Recurrent Models of Visual Attention", Mnih, Heess, Graves, Kavukcuoglu 2014, section 3.
 

@@ -1,6 +1,6 @@
 """Draws every picture of the README and docs, from the shipped models or from those that you trained.
 
-    make gallery
+    make figures
     python -m tools.readme_figures --data_dir=./data
 
 A task's model is models/TASK.pt, or else the best checkpoint of its run: ckpt/ram_6_8x8_1/best.pt for mnist.

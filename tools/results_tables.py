@@ -158,7 +158,8 @@ def recipes(folder: Path) -> dict[str, str]:
             files[recipe_name(row)] = recipe(recipe_name(row), title, best_line(runs))
     for name, title in NAMED.items():
         runs = [run for group in records.values() for run in group if run["path"].name.startswith(f"{name}_seed")]
-        files[name] = recipe(name, title, runs)
+        if runs:
+            files[name] = recipe(name, title, runs)
     return files
 
 
