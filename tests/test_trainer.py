@@ -244,3 +244,24 @@ def test_what_is_validated_and_kept_is_the_average_of_the_weights(run):
     plain = load_checkpoint(run("--epochs=2", "--ema_decay=0", "--run_name=plain").run_dir / "last.pt")
     assert_same(dict(plain["model_state"]), dict(plain["trained_state"]))
     assert_same(dict(last), dict(plain["trained_state"]))  # it changes nothing about the training
+
+
+def test_gradients_are_clipped(run, monkeypatch):
+    norms = []
+    step = torch.optim.Adam.step
+
+    def record(optimizer):
+        gradients = [p.grad.norm() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(torch.stack(gradients).norm().item())
+        return step(optimizer)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", record)
+    run("--epochs=1", "--clip_grad_norm=0.1")
+    assert 0.09 < max(norms) <= 0.1001
+
+
+def test_the_environment_stands_beside_the_run(run):
+    config = run("--epochs=1", "--precision=bfloat16")
+    environment = json.loads((config.run_dir / "environment.json").read_text())
+    assert environment["versions"]["torch"] == str(torch.__version__) and "commit" in environment
+    assert (environment["device"], environment["precision"]) == ("cpu", "bfloat16")
