@@ -83,7 +83,7 @@ def test_clutter_is_the_asked_number_of_8x8_windows_anywhere(generator):
 
 def test_windows_are_cut_anywhere_from_any_image_of_the_pool(generator):
     rows = torch.arange(1, 29, dtype=torch.uint8).view(1, 1, 28, 1).expand(1, 1, 28, 28)
-    sources = torch.cat([rows, rows + 30, rows.transpose(2, 3) + 60])  # told apart by their values
+    sources = torch.cat([rows, rows + 30, rows.transpose(2, 3) + 60])  # distinct by their values
     canvases = draw_canvases(flat(0, COUNT), sources, size=60, num_clutter=1, generator=generator).images
     canvases = canvases.flatten(1).long()
     lowest = canvases.masked_fill(canvases == 0, 255).amin(dim=1) - 1  # 30 * source + first row or column cut
@@ -159,11 +159,11 @@ def test_clutter_comes_from_the_same_split(monkeypatch):
     assert not rows[0] & rows[1]
 
 
-def test_a_canvas_smaller_than_the_images_is_refused():
+def test_a_canvas_smaller_than_the_images_is_rejected():
     with pytest.raises(InputError, match="canvas_size=20 is smaller than the images, 28 x 28"):
         loaders_of(digits(canvas_size=20))
 
 
-def test_clutter_without_a_canvas_is_refused():
+def test_clutter_without_a_canvas_is_rejected():
     with pytest.raises(InputError, match="num_clutter=3 is not allowed"):
         make_config(num_clutter=3)

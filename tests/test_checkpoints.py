@@ -11,7 +11,7 @@ from training.checkpoint import load_checkpoint
 from training.cli import InputError
 
 
-def test_a_newer_format_is_refused(run, flags, monkeypatch, capsys):
+def test_a_newer_format_is_rejected(run, flags, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         patched.setattr(training.checkpoint, "FORMAT", 99)
         run("--epochs=1")

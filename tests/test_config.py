@@ -118,7 +118,7 @@ def test_a_value_that_is_not_allowed_is_named(field, value):
         make_config(**{field: value})
 
 
-def test_patches_that_are_wider_than_any_image_are_refused():
+def test_patches_that_are_wider_than_any_image_are_rejected():
     with pytest.raises(InputError, match="num_patches=70 is not allowed: it must be fewer"):
         make_config(num_patches=70, glimpse_scale=2)
 
@@ -149,7 +149,7 @@ def test_a_config_is_frozen():
 
 
 def test_what_may_change_follows_from_groups_and_marks():
-    """As the original's users expect: a resumed run keeps its model and data, and may go on longer elsewhere."""
+    """As the original's users expect: a resumed run keeps its model and data, and may continue longer elsewhere."""
     resumed, tested, shared = (set(names_marked(mark)) for mark in (Mark.RESUME, Mark.TEST, Mark.SHARED))
     free = {*names_of(CallConfig, MachineConfig), "M", "data_dir", "num_workers"}
     assert resumed == free | {"epochs", "train_patience", "clip_grad_norm"}

@@ -64,7 +64,7 @@ def test_lstm_core_begins_with_an_open_forget_gate_if_it_is_to_keep(keep):
 
 @pytest.mark.parametrize("core", ["relu", "lstm"])
 @pytest.mark.parametrize("core_init", ["uniform", "identity"])
-def test_model_is_built_with_the_core_it_is_told(core, core_init):
+def test_a_model_is_built_with_the_core_asked_for(core, core_init):
     model = RecurrentAttention(**SIZES, core=core, core_init=core_init)
     assert isinstance(model.rnn, LSTMCore if core == "lstm" else CoreNetwork)
     kept = torch.equal(model.rnn.from_hidden.weight, torch.eye(SIZE)) if core == "relu" else (

@@ -1,4 +1,4 @@
-"""Data: read whole, split by seed, normalised, or refused in one clear line."""
+"""Data: read whole, split by seed, normalised, or rejected in one clear line."""
 
 import struct
 from pathlib import Path
@@ -142,18 +142,18 @@ def test_a_gz_that_is_none_is_no_data_set(small_mnist, monkeypatch):
 
 
 @pytest.mark.parametrize("labels", [np.arange(39) % 10, np.full(40, 11)], ids=["too few", "out of range"])
-def test_labels_that_do_not_fit_are_refused(small_mnist, labels):
+def test_labels_that_do_not_fit_are_rejected(small_mnist, labels):
     write_idx(small_mnist / "MNIST" / "raw" / "train-labels-idx1-ubyte", labels)
     with pytest.raises(InputError, match=r"labels.*fetch"):
         read_examples(make_config(data_dir=str(small_mnist)).data, 1, train=True)
 
 
-def test_a_split_that_leaves_nothing_is_refused(small_mnist):
+def test_a_split_that_leaves_nothing_is_rejected(small_mnist):
     with pytest.raises(InputError, match=r"valid_size=0.001"):
         loaders_of(make_config(data_dir=str(small_mnist), valid_size=0.001))
 
 
-def test_a_test_set_of_another_shape_is_refused(small_mnist):
+def test_a_test_set_of_another_shape_is_rejected(small_mnist):
     spec = loaders_of(make_config(data_dir=str(small_mnist)))[0].spec
     with pytest.raises(InputError, match="those the model was trained on"):
         loader_for_test(make_config(data_dir=str(small_mnist)), spec._replace(height=30))
@@ -166,7 +166,7 @@ def test_the_last_batch_and_a_batch_larger_than_the_data_are_whole():
         assert [len(batch.labels) for batch in loader.raw()] == counts and len(loader) == len(counts)
 
 
-def test_a_pass_may_go_on_after_any_batch_the_last_one_too():
+def test_a_pass_may_resume_after_any_batch_the_last_one_too():
     examples = Examples(torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1), torch.arange(10))
     loader = Loader(examples, batch_size=4, device=CPU, shuffle_seed=1)
     whole = [batch.labels.tolist() for batch in loader.raw()]

@@ -41,11 +41,11 @@ class Member(World):
 
 
 def start(server: ForkServer, size: int, *flags: str) -> list[int]:
-    """The process numbers of a team of this size, whose members know what torchrun tells them and meet as there."""
+    """The process numbers of a team of this size, whose members get the variables that torchrun sets."""
     server.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    told = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.store.port),
+    variables = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.store.port),
             "TORCHELASTIC_USE_AGENT_STORE": "True"}  # fmt: skip
-    return [server.start(*flags, **told, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(size)]
+    return [server.start(*flags, **variables, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(size)]
 
 
 def wait(server: ForkServer, members: list[int]) -> list[int]:
@@ -170,7 +170,7 @@ def test_counts_are_exact_where_a_batch_has_fewer_images_than_there_are_processe
     assert server.log.read_text().splitlines()[-1] == alone
 
 
-def test_a_signal_to_one_stops_all_after_one_step_and_another_number_goes_on(server, flags, run):
+def test_a_signal_to_one_stops_all_after_one_step_and_another_number_resumes(server, flags, run):
     settings = [*SETTINGS, "--init_lr=5e-4"]  # at four times the rate, rounding grows past the tolerance on some CPUs
     straight = run(*settings, "--batch_size=16", "--run_name=straight")
     parts = [*flags, *settings, "--run_name=parts"]

@@ -24,7 +24,7 @@ def starts(generator):
     return torch.rand(1000, 2, generator=generator) * 2 - 1
 
 
-def test_a_learned_policy_is_told_its_start_alone(starts):
+def test_a_learned_policy_is_given_its_start_alone(starts):
     assert fixed_locations(CONFIG, starts, torch.zeros(1000, 2)) is starts
 
 
@@ -116,13 +116,13 @@ def test_training_test_and_the_model_by_itself_begin_where_first_location_says(f
             assert places == 1 if first_location == "learned" and not training else places == len(first)
 
 
-def test_rollouts_that_are_all_the_same_are_refused():
+def test_rollouts_that_are_all_the_same_are_rejected():
     with pytest.raises(InputError, match="M=10 is not allowed: it must be 1 if --first_location= is not random"):
         make_config(first_location="centre", M=10)
     assert make_config(first_location="centre", policy="random", M=10).training.M == 10
 
 
-def test_a_policy_that_has_nothing_to_go_by_is_refused():
+def test_a_policy_that_has_nothing_to_go_by_is_rejected():
     for policy in ("random", "scan", "oracle"):
         with pytest.raises(InputError, match="it must be learned with --first_location=learned"):
             make_config(policy=policy, first_location="learned", canvas_size=40)

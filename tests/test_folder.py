@@ -85,7 +85,7 @@ def test_grey_images_of_16_bits_keep_their_shades(tmp_path, byte_order):
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
-def test_images_of_32_bits_are_refused(tmp_path, kind):
+def test_images_of_32_bits_are_rejected(tmp_path, kind):
     (tmp_path / "train" / "a").mkdir(parents=True)
     Image.fromarray(np.ones((9, 9), kind)).save(tmp_path / "train" / "a" / "1.tiff")
     with pytest.raises(InputError, match=r"1\.tiff has pixels of 32 bits: save the images with 8 or 16"):
@@ -161,7 +161,7 @@ def test_images_are_resized_on_request(folder):
     assert digits.images.shape[1:] == (1, 13, 20)
 
 
-def test_a_height_without_a_width_is_refused():
+def test_a_height_without_a_width_is_rejected():
     with pytest.raises(InputError, match="image_height=13 is not allowed: it must be given with image_width"):
         make_config(image_height=13)
 

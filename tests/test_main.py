@@ -47,32 +47,32 @@ def test_a_value_out_of_range():
     assert_one_line(ram("--std=0"), "std=0.0 is not allowed", "above 0")
 
 
-def assert_refused(capsys, flags: list[str], *hints: str):
+def assert_rejected(capsys, flags: list[str], *hints: str):
     """As `assert_one_line`, of a command within this process, which is quicker."""
     assert main.run(flags) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert all(hint in line for hint in hints), line
 
 
-def test_what_the_file_system_refuses(flags, trained, tmp_path, capsys):
+def test_what_the_file_system_rejects(flags, trained, tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert_refused(capsys, ["--task=folder", f"--data_dir={tmp_path / 'file'}", *flags[1:]], "file/train", "fix that")
-    assert_refused(capsys, [*flags, f"--run_name={'long' * 80}", "--is_train=False"], "File name too long", "fix that")
+    assert_rejected(capsys, ["--task=folder", f"--data_dir={tmp_path / 'file'}", *flags[1:]], "file/train", "fix that")
+    assert_rejected(capsys, [*flags, f"--run_name={'long' * 80}", "--is_train=False"], "File name too long", "fix that")
 
 
 def test_more_than_fits_into_memory(flags, capsys):
-    assert_refused(capsys, [*flags, "--canvas_size=1000000"], "out of memory: choose smaller batches, canvases")
+    assert_rejected(capsys, [*flags, "--canvas_size=1000000"], "out of memory: choose smaller batches, canvases")
 
 
 def test_a_run_without_a_best_model_yet(flags, trained, capsys):
     (trained.run_dir / "best.pt").unlink()
-    assert_refused(capsys, [*flags, "--is_train=False"], "no checkpoint at", "--best=False tests last.pt")
+    assert_rejected(capsys, [*flags, "--is_train=False"], "no checkpoint at", "--best=False tests last.pt")
 
 
 def test_a_mistyped_run_is_not_found(flags, trained, capsys):
     (trained.run_dir / "best.pt").rename(trained.run_dir.parent / "digits.pt")
     (trained.run_dir / "params.json").rename(trained.run_dir.parent / "digits.json")
-    assert_refused(capsys, [*flags, "--run_name=typo", "--is_train=False"], "no checkpoint", "typo/best.pt")
+    assert_rejected(capsys, [*flags, "--run_name=typo", "--is_train=False"], "no checkpoint", "typo/best.pt")
 
 
 def test_metrics_that_are_none_cost_no_test(flags, trained, capsys):
@@ -80,7 +80,7 @@ def test_metrics_that_are_none_cost_no_test(flags, trained, capsys):
     assert main.run([*flags, "--is_train=False"]) == 0
     printed = capsys.readouterr().out
     assert "Test Acc" in printed and "metrics.jsonl is damaged" in printed
-    assert_refused(capsys, [*flags, "--resume=True", "--epochs=2"], "metrics.jsonl is damaged")
+    assert_rejected(capsys, [*flags, "--resume=True", "--epochs=2"], "metrics.jsonl is damaged")
 
 
 def test_no_checkpoint_to_resume_or_to_test(flags):
@@ -99,7 +99,10 @@ def test_a_checkpoint_that_is_not_whole(flags, trained, damage):
     assert contents(trained.run_dir) == before
 
 
-def test_a_folder_that_holds_another_run(flags, trained):
+@pytest.mark.parametrize("lost", [[], ["last.pt"]], ids=["whole", "best.pt alone"])
+def test_a_folder_that_holds_another_run(flags, trained, lost):
+    for name in lost:
+        (trained.run_dir / name).unlink()
     before = contents(trained.run_dir)
     result = ram(*flags, "--epochs=1")
     assert_one_line(result, str(trained.run_dir), "--resume=True", "--run_name=", "--overwrite=True")

@@ -83,15 +83,15 @@ def test_a_learned_first_location_is_chosen_like_the_others_from_the_state_befor
     # Told where it looked, it sees, and so does, the same: the paper's rollout is this one with a random start.
     paper = RecurrentAttention(**SIZES)
     paper.load_state_dict({**model.state_dict(), "locator.scan": model.locator.scan[1:]})
-    told = paper(images, rollout.locations[:, 0].detach(), noise[1:])
-    for ours, theirs in ((rollout.log_probs, told.log_probs), (rollout.log_pis[:, 1:], told.log_pis),
-                         (rollout.baselines[:, 1:], told.baselines), (rollout.hiddens, told.hiddens)):  # fmt: skip
+    fixed = paper(images, rollout.locations[:, 0].detach(), noise[1:])
+    for ours, theirs in ((rollout.log_probs, fixed.log_probs), (rollout.log_pis[:, 1:], fixed.log_pis),
+                         (rollout.baselines[:, 1:], fixed.baselines), (rollout.hiddens, fixed.hiddens)):  # fmt: skip
         torch.testing.assert_close(ours, theirs)
     losses = hybrid_loss(rollout, LABELS, reinforce_weight=1.0)
     assert receivers(model, losses.reinforce) == {"locator"}
 
 
-def test_looks_where_it_is_told_and_chooses_the_rest(model, images, generator):
+def test_looks_at_fixed_locations_and_chooses_the_rest(model, images, generator):
     given = torch.rand(BATCH, 3, 2, generator=generator) * 2 - 1
     rollout = model(images, given)
     torch.testing.assert_close(rollout.locations[:, :3], given)
@@ -230,7 +230,7 @@ def test_a_generator_fixes_the_rollout(model, images):
 
 
 def test_reinforce_finds_the_only_place_that_earns_reward():
-    """Noise everywhere but one place, which alone tells the class: the policy must come to look there."""
+    """Noise everywhere but one place, which alone shows the class: the policy must come to look there."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     sizes = {"num_patches": 1, "num_glimpses": 2, "num_classes": 2, "std": 0.25, "hidden_size": 32, "loc_hidden": 16,

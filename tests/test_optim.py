@@ -1,4 +1,4 @@
-"""Muon beside Adam, as one optimizer; the average of the weights."""
+"""Muon with Adam, as one optimizer; the average of the weights."""
 
 import copy
 
@@ -76,7 +76,7 @@ def test_orthogonalize_goes_towards_the_orthogonal_factor(shape):
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adam", "sgd"])
-def test_weight_decay_shrinks_the_weights_by_its_share_of_each_step(optimizer):
+def test_weight_decay_shrinks_the_weights_by_its_fraction_of_each_step(optimizer):
     config = CONFIG.replace(optimizer=optimizer, weight_decay=0.5)
     model = RecurrentAttention(**config.model_args(1, 10))
     expected = [parameter * (1 - 3e-3 * 0.5) for parameter in model.parameters()]

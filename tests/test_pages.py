@@ -63,7 +63,7 @@ def test_a_line_is_of_runs_that_differ_in_their_seed_alone(tmp_path):
         ((1.1, 1.0), {"core": "lstm", "first_location": "centre"}, "**[1.10](FILE)**<sup>cl</sup> (1.12)"),
     ],
 )
-def test_the_summary_tells_of_the_lowest_validation_error_not_of_the_lowest_on_test(tmp_path, errors, model, cell):
+def test_the_summary_shows_the_lowest_validation_error_not_the_lowest_on_test(tmp_path, errors, model, cell):
     for std, valid, test in zip((0.1, 0.2), (2.0, 3.0), errors, strict=True):
         settings = make_config(std=std, **model).flat()
         record = {"config": settings, "best_valid_acc": 100 - valid, "tests": {"M=1": {"acc": 100 - test}}}

@@ -197,7 +197,7 @@ def test_an_animation_needs_no_ffmpeg_but_a_film_does_and_says_so(tmp_path, glim
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
-def test_a_film_is_written_where_ffmpeg_is(tmp_path, glimpses):
+def test_a_film_is_written_if_ffmpeg_is_installed(tmp_path, glimpses):
     save_glimpses(tmp_path / "glimpses_1.npz", glimpses)
     plot_glimpses.main(PlotConfig(plot_dir=str(tmp_path), out=str(tmp_path / "a.mp4"), num_images=1))
     ask = ["ffmpeg", "-i", str(tmp_path / "a.mp4"), "-f", "null", "-"]

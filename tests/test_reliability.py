@@ -32,7 +32,7 @@ def saved(config) -> list[dict]:
 
 @pytest.mark.slow
 def test_fifty_kills_lose_nothing(server, flags, run, tmp_path):
-    """SIGKILL at random moments: each time the run goes on, and it ends where an undisturbed one does, to the bit."""
+    """SIGKILL at random moments: each time the run resumes, and it ends where an undisturbed one does, to the bit."""
     more = ["--epochs=60", "--hidden_size=16", "--batch_size=32", "--save_every_steps=4", "--compile=False"]
     straight = run(*more, "--run_name=straight")
     config = get_config([*flags, *more, "--run_name=killed"])
@@ -67,7 +67,7 @@ def test_fifty_kills_lose_nothing(server, flags, run, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_saves_says_how_to_go_on_and_costs_nothing(server, flags, run, number):
+def test_a_signal_saves_says_how_to_resume_and_costs_nothing(server, flags, run, number):
     more = ["--epochs=3", "--hidden_size=16", "--batch_size=16", "--compile=False"]
     straight = run(*more, "--run_name=straight")
     config = get_config([*flags, *more, "--run_name=stopped"])
@@ -226,12 +226,12 @@ def test_a_failing_write_leaves_the_old_file_and_says_so(run, flags, call, nth, 
     if len(calls) < nth:
         assert code == 0
         return
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     if code == 0:  # the picture of the curves, which a training is not stopped for
-        message = next(line for line in told.out.splitlines() if line.startswith("[!]"))
+        message = next(line for line in printed.out.splitlines() if line.startswith("[!]"))
         assert "curves.png" in message
     else:
-        message = told.err
+        message = printed.err
         assert code == 1 and len(message.splitlines()) == 1
     assert "No space left on device" in message
     assert not list(config.run_dir.glob("*.tmp"))
@@ -278,7 +278,7 @@ def test_a_folder_that_cannot_be_made_is_named(flags, tmp_path, capsys):
     assert "choose another --ckpt_dir=" in capsys.readouterr().err
 
 
-def test_a_second_process_on_one_run_is_refused_until_the_first_dies(server, flags, tmp_path):
+def test_a_second_process_on_one_run_is_rejected_until_the_first_dies(server, flags, tmp_path):
     more = ["--epochs=1000", "--run_name=shared", "--compile=False"]
     first = server.start(*flags, *more)
     folder = get_config([*flags, *more]).run_dir

@@ -98,7 +98,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, recipe, monke
         assert_same(a, b)
 
 
-def test_resume_goes_on_to_more_epochs(run, capsys):
+def test_resume_continues_to_more_epochs(run, capsys):
     run("--epochs=1")
     config = run("--resume=True", "--epochs=3")
     lines = metrics_of(config)
@@ -117,7 +117,7 @@ def test_sizes_come_from_the_run(run, flags, capsys):
 
 
 @pytest.mark.parametrize("more", [["--resume=True"], ["--is_train=False"]])
-def test_a_flag_that_contradicts_the_run_is_refused(run, flags, more):
+def test_a_flag_that_contradicts_the_run_is_rejected(run, flags, more):
     config = run("--epochs=1")
     before = (config.run_dir / "last.pt").read_bytes()
     with pytest.raises(InputError, match=r"hidden_size=48 contradicts .*hidden_size=32"):
@@ -163,7 +163,7 @@ def test_several_rollouts_average_probabilities_not_their_logarithms(run):
     assert trainer.evaluate(loaders[1]).correct == (labels == 1).sum()
 
 
-def test_another_data_set_under_the_same_run_is_refused(run, flags):
+def test_another_data_set_under_the_same_run_is_rejected(run, flags):
     config = run("--epochs=1")
     checkpoint = load_checkpoint(config.run_dir / "last.pt")
     loaders, [mean] = loaders_of(config), checkpoint["data"]["mean"]
@@ -175,7 +175,7 @@ def test_another_data_set_under_the_same_run_is_refused(run, flags):
     assert trainer.spec.mean == [mean + 1e-5] and trainer.model.image_mean.item() == pytest.approx(mean + 1e-5)
 
 
-def test_overwrite_begins_anew(run):
+def test_overwrite_starts_again(run):
     run("--epochs=2")
     config = run("--epochs=1", "--overwrite=True")
     assert [line["epoch"] for line in metrics_of(config)] == [1]
@@ -260,7 +260,7 @@ def test_gradients_are_clipped(run, monkeypatch):
     assert 0.09 < max(norms) <= 0.1001
 
 
-def test_the_environment_stands_beside_the_run(run):
+def test_the_environment_is_saved_with_the_run(run):
     config = run("--epochs=1", "--precision=bfloat16")
     environment = json.loads((config.run_dir / "environment.json").read_text())
     assert environment["versions"]["torch"] == str(torch.__version__) and "commit" in environment

@@ -45,7 +45,8 @@ def open_run(config: Config, device: torch.device, epoch: int, step: int) -> Ite
         raise InputError(f"cannot write to {config.run_dir} ({error.strerror}): choose another --ckpt_dir=") from error
     call = config.call
     try:
-        if (config.run_dir / "last.pt").exists() and not (call.resume or call.overwrite):
+        held = any((config.run_dir / name).exists() for name in ("last.pt", "best.pt"))
+        if held and not (call.resume or call.overwrite):
             raise InputError(
                 f"{config.run_dir} holds a run already: --resume=True continues it, --run_name=NAME trains another, "
                 f"--overwrite=True deletes it"
