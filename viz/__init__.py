@@ -1,4 +1,4 @@
-"""What a model and its training look like: the only folder that imports matplotlib.
+"""What a model and its training look like.
 
 reports             what main.py hands to the trainer: the line printed, TensorBoard, saved glimpses, curves
 tensorboard         TensorBoard's log
