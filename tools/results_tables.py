@@ -26,7 +26,7 @@ NO_RECIPE = {*names_of(CallConfig, MachineConfig), "task", "data_dir", "num_work
 # Recipes of their own, by the names of their records: NAME_seed1.json and so on.
 NAMED = {
     "original": "The original project's training, as near as this model gets: MNIST, 6 glimpses",
-    "paper": "The paper's training: MNIST, 6 glimpses, stochastic gradient descent with momentum, batches of 20",
+    "paper": "The paper's training, as far as it is known: MNIST, 6 glimpses, momentum, batches of 20",
 }
 # What the summary marks, as the paper's model of images differs in it.
 MARKS = {("first_location", "centre"): "c", ("first_location", "learned"): "p", ("core", "lstm"): "l"}
