@@ -370,9 +370,10 @@ def get_config(argv: list[str] | None = None, saved: Config | None = None) -> Co
     before = begun.flat()
     for name, value in config.flat().items():
         if value != before[name] and name not in free:
+            other = ", or train another run with --run_name=" if config.call.is_train else ""
             raise InputError(
                 f"{name}={value} contradicts {begun.checkpoint_path}, which has {name}={before[name]}: leave the flag "
-                f"out, or train another run with --run_name="
+                f"out{other}"
             )
     return config
 

@@ -1,6 +1,6 @@
 """Batches of images and labels: in memory as bytes, or streamed; placed on canvases, on the device.
 
-train_loader, valid_loader = get_train_valid_loader(make_config(task="digits").data, seed=1, device="cpu")
+train_loader, valid_loader = get_train_valid_loader(make_config(task="digits").data, 1, torch.device("cpu"))
 for batch in train_loader:
     batch.images, batch.labels
 """

@@ -24,7 +24,7 @@ class Objective(nn.Module):
 
     Args:
         model: whose loss it is.
-        training: read for policy, precision, reinforce_weight and reward.
+        training: read for precision, reinforce_weight and reward.
         batch_size: images of a full batch, which alone is compiled.
     """
 
