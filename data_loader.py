@@ -122,6 +122,10 @@ class Loader:
         stored = getattr(self.examples, "centres", None)
         return torch.zeros(self.num_images, 2) if stored is None else stored
 
+    @property
+    def in_memory(self) -> bool:
+        return isinstance(self.examples, Examples)
+
     def __len__(self) -> int:
         return -(-self.num_images // self.batch_size)
 
@@ -144,32 +148,50 @@ class Loader:
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
         """The batches of a pass, from the first-th on, as if those before it had been visited."""
-        for step, (images, labels, centres) in enumerate(self.raw(first), start=first):
-            count = min(self.batch_size, self.num_images - step * self.batch_size)
-            centres = torch.zeros(len(labels), 2, device=self.device) if centres is None else centres
-            yield Batch(images, labels, centres, count, self.world.shard(count))
+        for step, examples in enumerate(self.raw(first), start=first):
+            yield self.batch(examples, min(self.batch_size, self.num_images - step * self.batch_size))
+
+    def batch(self, examples: Examples, count: int) -> Batch:
+        """This process's shard of a batch of count images."""
+        images, labels, centres = examples
+        centres = torch.zeros(len(labels), 2, device=self.device) if centres is None else centres
+        return Batch(images, labels, centres, count, self.world.shard(count))
 
     def raw(self, first: int = 0) -> Iterator[Examples]:
         """This process's images, labels, and centres if there are any, of each batch."""
+        if isinstance(self.examples, ImageFiles):
+            batches = [index[self.world.shard(len(index)).part] for index in self.order(first)]
+            for images, labels in decode(self.examples, batches, self.num_workers):
+                yield Examples(images.to(self.device), labels.to(self.device))
+            return
+        for step, index in enumerate(self.order(first), start=first):
+            generator = None
+            if self.canvas:
+                generator = make_generator(Stream.CANVAS, self.canvas_seed, self.epoch, step, self.device)
+            yield self.read(index, generator)
+
+    def order(self, first: int = 0) -> tuple[Tensor, ...]:
+        """Which images are in each whole batch of a pass, (B,) int64 on the device, from the first-th on."""
         order = torch.arange(self.num_images)
         if self.shuffle_seed is not None:
             generator = make_generator(Stream.ORDER, self.shuffle_seed, self.epoch)
             order = torch.randperm(self.num_images, generator=generator)
-        batches = order.to(self.device).split(self.batch_size)[first:]
-        shards = [(self.world.shard(len(index)).part, len(index)) for index in batches]
-        batches = [index[part] for index, (part, _) in zip(batches, shards, strict=True)]
-        if isinstance(self.examples, ImageFiles):
-            for images, labels in decode(self.examples, batches, self.num_workers):
-                yield Examples(images.to(self.device), labels.to(self.device))
-            return
-        for step, (index, shard) in enumerate(zip(batches, shards, strict=True), start=first):
-            images, labels, centres = self.examples.take(index)
-            if self.canvas:
-                generator = make_generator(Stream.CANVAS, self.canvas_seed, self.epoch, step, self.device)
-                images, centres = draw_canvases(
-                    images, self.examples.images, **self.canvas._asdict(), generator=generator, shard=shard
-                )
-            yield Examples(images, labels, centres)
+        return order.to(self.device).split(self.batch_size)[first:]
+
+    def read(self, index: Tensor, generator: torch.Generator | None = None) -> Examples:
+        """This process's shard of a batch of images in memory; nothing here waits for the device.
+
+        Args:
+            index: (B,) int64, which images.
+            generator: of the canvases' places and clutter, on the device.
+        """
+        part, count = self.world.shard(len(index)).part, len(index)
+        images, labels, centres = self.examples.take(index[part])
+        if self.canvas:
+            images, centres = draw_canvases(
+                images, self.examples.images, **self.canvas._asdict(), generator=generator, shard=(part, count)
+            )
+        return Examples(images, labels, centres)
 
 
 def get_train_valid_loader(

@@ -252,9 +252,9 @@ class LocationNetwork(nn.Module):
         return torch.tanh(mean)
 
 
-def circle(count: int, radius: float) -> Tensor:
+def circle(count: int, radius: float, device: torch.device | None = None) -> Tensor:
     """Locations around the centre, evenly spread: (count, 2)."""
-    angles = 2 * math.pi * torch.arange(count) / max(count, 1)
+    angles = 2 * math.pi * torch.arange(count, device=device) / max(count, 1)
     return radius * torch.stack([angles.cos(), angles.sin()], dim=1)
 
 

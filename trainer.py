@@ -8,7 +8,7 @@ One training step passes through this file, training/step.py, model.py, modules.
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,14 +18,16 @@ from config import Config
 from data_loader import Batch, DataSpec, Loader, spec_of
 from model import Losses, RecurrentAttention, draw_first_locations, first_not_finite
 from training import optim
+from training.captured_step import CapturedStep, can_capture, captured
 from training.checkpoint import model_of, save_checkpoint
 from training.cli import InputError
+from training.distributed import ALONE
 from training.evaluation import Metrics, evaluate
 from training.fixed_policies import fixed_locations
 from training.progress import EpochResult, Progress
 from training.run_folder import append_metrics, record_test
 from training.step import Objective, should_compile
-from utils import Interrupted, StopSignal, Stream, make_generator, random_states, restore_random_states
+from utils import Interrupted, StopSignal, Stream, generator_seed, make_generator, random_states, restore_random_states
 
 
 class Diverged(InputError):
@@ -83,6 +85,7 @@ class Trainer:
         self.plateau = optim.make_plateau(training, self.optimizer)
         self.objective = Objective(model, training, self.config.data.batch_size)
         self.shared_objective = self.world.parallel(self.objective)
+        self.captured_step: CapturedStep | None = None
         self.steps_per_epoch = len(self.train_loader)
         if checkpoint:
             self.load_checkpoint(checkpoint)
@@ -155,14 +158,12 @@ class Trainer:
         unchecked = []  # losses since they were last checked
         with tqdm(total=self.train_loader.num_images, initial=progress.meter.weight, desc=title, unit="img",
                   leave=False, disable=self.world.hide_bars) as bar:  # fmt: skip
-            for batch in self.train_loader.batches(progress.step):
-                seed = config.training.random_seed, progress.epoch, progress.step
-                losses = self.train_step(batch, make_generator(Stream.ROLLOUT, *seed, self.device))
+            for losses, count in self.take_steps():
                 progress.step += 1
                 # log
-                unchecked.append(torch.stack(losses).detach())
-                progress.meter.update(unchecked[-1], batch.count)
-                bar.update(batch.count)
+                unchecked.append(losses)
+                progress.meter.update(losses, count)
+                bar.update(count)
                 # check, save, stop
                 stop = self.world.largest(self.signal.received)
                 every = config.machine.save_every_steps
@@ -170,7 +171,7 @@ class Trainer:
                 if due or progress.step % config.machine.print_freq == 0:
                     self.check_finite(unchecked)
                     unchecked = []
-                    bar.set_postfix(loss=f"{losses.total:.3f}", acc=f"{100 * losses.accuracy:.1f}")
+                    bar.set_postfix(loss=f"{losses[0]:.3f}", acc=f"{100 * losses[-1]:.1f}")
                 if due:
                     self.save_checkpoint()
                 if stop:
@@ -179,9 +180,32 @@ class Trainer:
         *losses, accuracy = progress.meter.mean()
         return Metrics(*losses, acc=100 * accuracy, correct=round(accuracy * progress.meter.weight))
 
-    def train_step(self, batch: Batch, generator: torch.Generator) -> Losses:
+    def take_steps(self) -> Iterator[tuple[Tensor, int]]:
+        """Takes the steps that the epoch still needs; yields for each the losses (terms,) and the number of images."""
+        loader, progress, seed = self.train_loader, self.progress, self.config.training.random_seed
+        if self.captured_step:
+            self.captured_step.capture()  # at this epoch's learning rate
+            for index in loader.order(progress.step):
+                if len(index) == loader.batch_size:
+                    place = seed, progress.epoch, progress.step
+                    seeds = [generator_seed(stream, *place) for stream in (Stream.ROLLOUT, Stream.CANVAS)]
+                    yield self.captured_step(index, seeds, self.steps_taken + 1), len(index)
+        for batch in loader.batches(progress.step):
+            generator = make_generator(Stream.ROLLOUT, seed, progress.epoch, progress.step, self.device)
+            losses = self.train_step(batch, generator, self.steps_taken + 1)
+            yield torch.stack(losses).detach(), batch.count
+
+    @property
+    def steps_taken(self) -> int:
+        return self.progress.epoch * self.steps_per_epoch + self.progress.step
+
+    def train_step(self, batch: Batch, generator: torch.Generator, steps: int | Tensor) -> Losses:
         """One step of gradient descent, and of the average of the weights; nothing here waits for the device.
 
+        Args:
+            batch: this process's shard.
+            generator: of the whole batch's first locations and the policy's noise.
+            steps: taken with this one, a tensor () on the device if a graph repeats it.
         Returns:
             The losses of the batch, before the step.
         """
@@ -199,22 +223,42 @@ class Trainer:
         if training.clip_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_grad_norm)
         self.optimizer.step()
-        steps = self.progress.epoch * self.steps_per_epoch + self.progress.step + 1
         optim.average_weights(self.average, self.model, training.ema_decay, steps)
         return self.world.mean(losses, shard.weight) if self.world.size > 1 else losses
 
     def compile(self):
-        """Compiles the step, if that is wanted or pays."""
-        training, count, device = self.config.training, self.config.data.batch_size, self.device
-        if not should_compile(training.compile, device, steps=training.epochs * self.steps_per_epoch):
-            return
+        """Compiles the step, if that is wanted or pays, and captures it whole, if it can be."""
+        training, device = self.config.training, self.device
+        self.model.train()
+        captures = can_capture(device) and training.compile != "False" and self.world is ALONE
+        captures = captures and self.train_loader.in_memory
+        if should_compile(training.compile, device, steps=training.epochs * self.steps_per_epoch):
+            self.objective.compile(*self.example(), captured=captures)
+        if captures:
+            self.captured_step = captured(self.step_from_memory, self.tensors_of_a_step, num_seeds=2,
+                                          batch_size=self.train_loader.batch_size, device=device)  # fmt: skip
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Arguments of the objective, of a full batch."""
+        count, device = self.config.data.batch_size, self.device
         shape = count, self.spec.num_channels, self.spec.height, self.spec.width
         images = torch.zeros(shape, dtype=torch.uint8, device=device)
         labels = torch.zeros(count, dtype=torch.long, device=device)
         first_locations = draw_first_locations(self.config.model.first_location, count, device)
         locations = fixed_locations(self.config, first_locations, centres=first_locations)
         noise = torch.zeros(self.model.num_choices, count, 2, device=device)
-        self.objective.compile(images, labels, locations, noise)
+        return images, labels, locations, noise
+
+    def step_from_memory(self, index: Tensor, generators: list[torch.Generator], steps: Tensor) -> Tensor:
+        """A training step on the images of an index (B,); the losses, (terms,)."""
+        rollout, canvas = generators
+        batch = self.train_loader.batch(self.train_loader.read(index, canvas), len(index))
+        return torch.stack(self.train_step(batch, rollout, steps)).detach()
+
+    def tensors_of_a_step(self) -> list[Tensor]:
+        """All that a step changes."""
+        states = [value for state in self.optimizer.state.values() for value in state.values()]
+        return [*self.model.parameters(), *self.average.parameters(), *filter(torch.is_tensor, states)]
 
     def check_finite(self, losses: list[Tensor]):
         """Stops if a loss of the latest steps, (terms,) each, or a weight is not finite, before that is saved.

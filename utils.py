@@ -52,8 +52,12 @@ def make_generator(
     stream: Stream, seed: int, epoch: int = 0, step: int = 0, device: str | torch.device = "cpu"
 ) -> torch.Generator:
     """A generator whose numbers depend on these alone, whatever else was drawn: a run may resume at any step."""
+    return torch.Generator(device).manual_seed(generator_seed(stream, seed, epoch, step))
+
+
+def generator_seed(stream: Stream, seed: int, epoch: int = 0, step: int = 0) -> int:
     state = np.random.SeedSequence((stream, seed, epoch, step)).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(state[0] >> np.uint64(1)))
+    return int(state[0] >> np.uint64(1))
 
 
 class AverageMeter:

@@ -18,6 +18,11 @@ from main import main  # noqa: E402
 from viz.record import Glimpses  # noqa: E402
 
 
+def pytest_runtest_setup(item):
+    if "gpu" in item.keywords and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU, and there is none")
+
+
 @pytest.fixture
 def mnist_dir() -> Path:
     """The real MNIST, where the machine has it (RAM_DATA_DIR names its folder)."""

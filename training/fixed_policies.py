@@ -38,8 +38,8 @@ def fixed_locations(
         part, count = shard or (slice(None), batch)
         path = draw_first_locations("random", count * steps, device, generator).view(count, steps, 2)[part]
     elif policy == "scan":
-        path = circle(steps, config.model.scan_radius).to(device).expand(batch, -1, -1)
+        path = circle(steps, config.model.scan_radius, device).expand(batch, -1, -1)
     else:  # the oracle: at the object, then half a patch from its middle
-        around = circle(steps - 1, config.model.patch_size / config.data.canvas_size).to(device)
+        around = circle(steps - 1, config.model.patch_size / config.data.canvas_size, device)
         path = centres[:, None] + torch.cat([torch.zeros(1, 2, device=device), around])
     return torch.cat([first_locations[:, None], path], dim=1).clamp(-1, 1)

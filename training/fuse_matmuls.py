@@ -25,15 +25,22 @@ CAST = torch.ops.prims.convert_element_type.default
 LEFT, RIGHT = 0, 1  # factors of a product
 
 
+class FusionError(Exception):
+    """A bug in this file."""
+
+
 class FuseMatmuls(CustomGraphPass):
     """Rewrites a graph of ATen operators in place; what it computes differs by rounding alone."""
 
     def __call__(self, graph: Graph):
-        rewriting = Rewriting(graph)
-        rewriting.join_sums()
-        while rewriting.join_sharing(RIGHT) or rewriting.join_sharing(LEFT):
-            pass
-        graph.lint()
+        try:
+            rewriting = Rewriting(graph)
+            rewriting.join_sums()
+            while rewriting.join_sharing(RIGHT) or rewriting.join_sharing(LEFT):
+                pass
+            graph.lint()
+        except Exception as error:
+            raise FusionError from error  # not the compiler's fault
 
     def uuid(self) -> bytes:
         """Identifies this rewriting in the compiler's cache."""

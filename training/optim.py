@@ -5,12 +5,13 @@ average_weights(average, model, config.training.ema_decay, steps)
 """
 
 import math
+import warnings
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn, optim
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from config import TrainingConfig
 from model import RecurrentAttention
@@ -39,32 +40,38 @@ class Muon(optim.Muon):
     def step(self):
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
+            same_shape = defaultdict(list)
             for weight in group["params"]:
-                if weight.grad is None:  # frozen: a single glimpse uses no recurrent weights
-                    continue
-                if not self.state[weight]:
-                    self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-                mean = self.state[weight]["momentum_buffer"]
-                mean.lerp_(weight.grad, 1 - momentum)
-                ahead = weight.grad.lerp(mean, momentum)  # Nesterov's
-                direction = orthogonalize(ahead.to(self.dtype), group["ns_steps"], group["ns_coefficients"])
-                weight.mul_(1 - lr * group["weight_decay"])
-                weight.add_(direction, alpha=-lr * 0.2 * math.sqrt(max(weight.shape)))  # as long as Adam's usually are
+                if weight.grad is not None:  # frozen ones have none: a single glimpse uses no recurrent weights
+                    same_shape[weight.shape].append(weight)
+                    if not self.state[weight]:
+                        self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+            for shape, weights in same_shape.items():
+                gradients = [weight.grad for weight in weights]
+                means = [self.state[weight]["momentum_buffer"] for weight in weights]
+                torch._foreach_lerp_(means, gradients, 1 - momentum)
+                ahead = torch._foreach_lerp(gradients, means, momentum)  # Nesterov's
+                matrices = torch.stack(ahead).to(self.dtype)
+                directions = orthogonalize(matrices, group["ns_steps"], group["ns_coefficients"]).float()
+                torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+                length = 0.2 * math.sqrt(max(shape))  # as long as Adam's usually are
+                torch._foreach_add_(weights, directions.unbind(), alpha=-lr * length)
 
 
-def orthogonalize(matrix: Tensor, iterations: int, coefficients: tuple[float, float, float]) -> Tensor:
-    """Approximates U V', where U S V' is the singular value decomposition of a matrix (n, m), by Newton-Schulz steps.
+def orthogonalize(matrices: Tensor, iterations: int, coefficients: tuple[float, float, float]) -> Tensor:
+    """Approximates U V', where U S V' is the singular value decomposition of a matrix, by Newton-Schulz steps.
 
     Args:
+        matrices: (k, n, m), each by itself.
         coefficients: a, b, c of X <- a X + b (X X') X + c (X X')^2 X, which takes the singular values of X towards 1.
     """
-    if matrix.shape[0] > matrix.shape[1]:  # X X' of the shorter side costs less
-        return orthogonalize(matrix.T, iterations, coefficients).T
+    if matrices.shape[1] > matrices.shape[2]:  # X X' of the shorter side costs less
+        return orthogonalize(matrices.mT, iterations, coefficients).mT
     a, b, c = coefficients
-    x = matrix / matrix.norm().clamp(min=1e-7)  # no singular value is above 1
+    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value is above 1
     for _ in range(iterations):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
 
@@ -126,20 +133,31 @@ def make_optimizer(training: TrainingConfig, model: RecurrentAttention) -> optim
 def make_adam(parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float) -> optim.Adam:
     """Adam, or with weight decay AdamW (Loshchilov and Hutter 2019, "Decoupled weight decay regularization")."""
     adam = optim.AdamW if weight_decay else optim.Adam  # the same without decay, but not in a checkpoint
-    return adam(parameters, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay, fused=True)
+    parameters = list(parameters)
+    settings = {"lr": lr, "betas": (momentum, 0.999), "weight_decay": weight_decay, "fused": True}
+    # A CUDA graph may hold its steps; torch warns once where they are taken without one.
+    warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
+    return adam(parameters, capturable=parameters[0].is_cuda, **settings)
 
 
-def average_weights(average: nn.Module, model: nn.Module, decay: float, steps: int):
+def average_weights(average: nn.Module, model: nn.Module, decay: float, steps: int | Tensor):
     """Updates the exponential average of a model's weights (Polyak and Juditsky 1992, "Acceleration of stochastic
     approximation by averaging").
 
     Args:
         average: becomes decay * average + (1 - decay) * model, in place.
         decay: at most; lower at first, so that the average spans about a tenth of the steps taken.
-        steps: taken so far, at least 1.
+        steps: taken so far, at least 1; a tensor on the weights' device where a graph repeats this.
     """
-    decay = min(decay, (1 + steps) / (10 + steps))
-    get_ema_multi_avg_fn(decay)(list(average.parameters()), list(model.parameters()), None)
+    means, weights = list(average.parameters()), list(model.parameters())
+    with torch.no_grad():
+        if isinstance(steps, Tensor):
+            rate = 1 - ((1 + steps) / (10 + steps)).clamp(max=decay)
+            ways = torch._foreach_sub(weights, means)
+            torch._foreach_mul_(ways, rate)
+            torch._foreach_add_(means, ways)
+        else:
+            torch._foreach_lerp_(means, weights, 1 - min(decay, (1 + steps) / (10 + steps)))
 
 
 def learning_rate(training: TrainingConfig, epoch: int) -> float:
@@ -170,6 +188,8 @@ def load_optimizer(optimizer: optim.Optimizer, state: dict):
     """
     own = [dict(group) for group in optimizer.param_groups]
     groups = [{**mine, **group} for mine, group in zip(own, state["param_groups"], strict=True)]
+    for mine, group in zip(own, groups, strict=True):  # what the device asks for
+        group.update({name: mine[name] for name in ("capturable", "fused", "foreach") if name in mine})
     optimizer.load_state_dict({**state, "param_groups": groups})
     for group, before in zip(optimizer.param_groups, own, strict=True):
         changed = [name for name in before if name not in ("lr", "params") and group[name] != before[name]]

@@ -4,7 +4,7 @@ objective = Objective(model, config.training, batch_size=128)
 losses = objective(images, labels, first_locations, noise)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +45,14 @@ class Objective(nn.Module):
             labels: (B,).
             locations, noise: (B, 2) or (B, K, 2), and (S, B, 2), see `RecurrentAttention.forward`.
         """
+        batch = images, labels, locations, noise
         # An epoch's last, smaller batch is not worth a compilation of its own.
-        losses = self.full_batch_losses if len(labels) == self.batch_size else self.losses
-        return losses(images, labels, locations, noise)
+        if len(labels) == self.batch_size and self.full_batch_losses != self.losses:
+            try:
+                return self.full_batch_losses(*batch)
+            except torch._dynamo.exc.TorchDynamoException as error:  # it had to be compiled anew, and could not be
+                self.give_up(error)
+        return self.losses(*batch)
 
     def losses(self, images: Tensor, labels: Tensor, locations: Tensor, noise: Tensor) -> Losses:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
@@ -55,21 +60,44 @@ class Objective(nn.Module):
         weighting = self.training_config
         return hybrid_loss(rollout, labels, reinforce_weight=weighting.reinforce_weight, reward=weighting.reward)
 
-    def compile(self, *example: Tensor):
+    def compile(self, *example: Tensor, captured: bool = False):
         """Compiles the losses of full batches, if a compiler is at hand.
 
         Args:
             example: the arguments of `forward`, of a full batch.
+            captured: whether the whole step is to be captured as a CUDA graph.
         """
         print("[*] Compiling the training step (--compile=False does without)")
         try:
-            compiled = torch.compile(self.losses, dynamic=False, **compiler_arguments(self.device))
+            compiled = torch.compile(self.losses, dynamic=False, **compiler_arguments(self.device, captured))
             self.model.train()
             compiled(*example).total.backward()
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # a compiler may be missing, or fail in ways of its own
-            print(f"[!] Compiling failed ({type(error).__name__}); training continues without")
+            self.give_up(error)
             return
         self.full_batch_losses = compiled
+
+    def give_up(self, error: BaseException):
+        """Does without the compiler from now on, and prints why."""
+        from training.fuse_matmuls import FusionError  # imports the compiler
+
+        self.full_batch_losses = self.losses
+        errors = list(causes(error))
+        first = f"{type(errors[-1]).__name__}: {str(errors[-1]).strip().partition(chr(10))[0]}"
+        if any(isinstance(each, FusionError) for each in errors):
+            print(f"[!] Compiling failed by a bug in training/fuse_matmuls.py ({first}): please report it; training "
+                  "continues without")  # fmt: skip
+        else:
+            print(f"[!] Compiling failed ({first}); training continues without, as with --compile=False")
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, what led to it, what led to that, and so on."""
+    while error:
+        yield error
+        error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
 
 
 def should_compile(choice: str, device: torch.device, steps: int) -> bool:
@@ -82,11 +110,11 @@ def should_compile(choice: str, device: torch.device, steps: int) -> bool:
     return choice == "True" or (choice == "auto" and device.type != "mps" and steps >= COMPILING_PAYS_AFTER)
 
 
-def compiler_arguments(device: torch.device) -> dict:
+def compiler_arguments(device: torch.device, captured: bool) -> dict:
     """How to compile for a device, so that starting a step's many short kernels costs little."""
     if device.type == "cuda":
         # A CUDA graph starts all at once. It replays what it captured, so every random number comes in as an argument.
-        return {"mode": "reduce-overhead"}
+        return {} if captured else {"mode": "reduce-overhead"}
     if device.type == "cpu":
         from training.fuse_matmuls import FuseMatmuls  # imports the compiler
 
