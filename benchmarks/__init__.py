@@ -1,6 +1,8 @@
 """Measured, not tested: python -m benchmarks.NAME, each in turn with what it compares, on your machine.
 
-throughput          training steps: this project, the plain way, and the floor that the arithmetic sets
+throughput          training steps: this project, the plain way, and the floor
+floor               what a step cannot be faster than: arithmetic, memory, launches
 scaling             a step's cost as glimpses and images grow
+time_to_accuracy    seconds from the command to a validation error, imports and compilation included
 startup             how long a command takes to its help, and to its first batch
 """

@@ -5,30 +5,33 @@
 The plain way is what public implementations do: a DataLoader that decodes, places and normalises each image by itself,
 a Python loop that slices each image's patch, and every head run at every glimpse. The networks, the loss and the batch
 are the same, and so is the optimizer, Adam; a task whose default is another has a line of its own. The floor is what
-the multiply-adds of a step would cost at the machine's float32 peak for such products.
+the multiply-adds of a step would cost at the machine's float32 peak for such products; on a GPU, which captures the
+whole step, it is the longest of arithmetic, memory and launches, see floor.py.
 """
 
+import json
 import statistics
 import time
-import timeit
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.floor import cpu_floors, gpu_floors
 from config import Config, ModelConfig, make_config
 from data_loader import Canvas, get_train_valid_loader
 from images.canvas import WINDOW
 from images.datasets import Examples
 from trainer import Trainer
+from training.checkpoint import write_whole
 from training.cli import run_command
+from training.distributed import pick_device
 from training.run_folder import environment
-from utils import Stream, has_bfloat16, make_generator, seed_everything
+from utils import describe_device, has_bfloat16, seed_everything
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class Benchmark:
     """Worker processes of the plain way's DataLoader."""
     compile: bool = True
     """Time the compiled step, too."""
+    use_gpu: bool = True
+    """Time a CUDA GPU if there is one."""
+    out: str = ""
+    """Write the times as JSON to this file."""
 
 
 class PlainImages(Dataset):
@@ -57,8 +64,8 @@ class PlainImages(Dataset):
     def __init__(self, examples: Examples, canvas: Canvas | None, mean: float, std: float):
         from torchvision import transforms
 
-        self.images = examples.images[:, 0].numpy()
-        self.labels = examples.labels
+        self.images = examples.images[:, 0].cpu().numpy()
+        self.labels = examples.labels.cpu()
         self.canvas = canvas
         self.random = np.random.default_rng(0)
         self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((mean,), (std,))])
@@ -106,7 +113,7 @@ def plain_glimpse(images: Tensor, location: Tensor, sizes: ModelConfig) -> Tenso
 def plain_loss(model: nn.Module, config: Config, images: Tensor, labels: Tensor) -> Tensor:
     """The hybrid loss of one rollout, every head run at every glimpse."""
     hidden = images.new_zeros(len(images), config.model.hidden_size)
-    location = torch.rand(len(images), 2) * 2 - 1
+    location = torch.rand(len(images), 2, device=images.device) * 2 - 1
     log_pis, baselines = [], []
     for t in range(config.model.num_glimpses):
         phi = plain_glimpse(images, location, config.model)
@@ -139,7 +146,7 @@ def plain_steps(trainer: Trainer, batch_size: int, num_workers: int):
     optimizer = torch.optim.Adam(model.parameters(), lr=config.training.init_lr)
     while True:
         for images, labels in data:
-            loss = plain_loss(model, config, images, labels)
+            loss = plain_loss(model, config, images.to(trainer.device), labels.to(trainer.device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -149,11 +156,12 @@ def plain_steps(trainer: Trainer, batch_size: int, num_workers: int):
 
 def project_steps(trainer: Trainer):
     """Yields after each training step of this project."""
-    generator = make_generator(Stream.ROLLOUT, trainer.config.training.random_seed)
+    trainer.model.train()
     while True:
-        for batch in trainer.train_loader:
-            trainer.train_step(batch, generator)
+        for _ in trainer.take_steps():
+            trainer.progress.step += 1
             yield
+        trainer.progress.step = 0
 
 
 def canvas_steps(trainer: Trainer):
@@ -162,83 +170,93 @@ def canvas_steps(trainer: Trainer):
         yield from trainer.train_loader.raw()
 
 
-def new_trainer(config: Config) -> Trainer:
+def new_trainer(config: Config, device: torch.device) -> Trainer:
+    """One whose step is compiled and captured as its settings say."""
     seed_everything(config.training.random_seed)
-    cpu = torch.device("cpu")
-    return Trainer(config, get_train_valid_loader(config.data, config.training.random_seed, cpu), cpu)
+    trainer = Trainer(config, get_train_valid_loader(config.data, config.training.random_seed, device), device)
+    trainer.compile()
+    return trainer
 
 
 def seconds_per_step(steps, count: int) -> float:
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
     began = time.perf_counter()
     for _ in range(count):
         next(steps)
+    wait()
     return (time.perf_counter() - began) / count
 
 
-class Floor(NamedTuple):
-    """What the arithmetic of a step alone would cost."""
-
-    multiply_adds: float  # of a step, forward and backward
-    peak: float  # multiply-adds a second in float32, of the best of the model's own matrix products
-
-    @property
-    def seconds(self) -> float:
-        return self.multiply_adds / self.peak
-
-
-def measure_floor(trainer: Trainer) -> Floor:
-    """Counts the multiply-adds of a training step, and times the core's products, forward and backward."""
-    steps = project_steps(trainer)
-    with FlopCounterMode(display=False) as counter:
-        next(steps)
-    batch, hidden = trainer.config.data.batch_size, trainer.config.model.hidden_size
-    states, weights, gradients = torch.randn(batch, hidden), torch.randn(hidden, hidden), torch.randn(batch, hidden)
-    products = lambda: states @ weights.T, lambda: gradients @ weights, lambda: gradients.T @ states
-    fastest = min(min(timeit.repeat(product, number=50, repeat=20)) / 50 for product in products)
-    return Floor(counter.get_total_flops() / 2, batch * hidden * hidden / fastest)
-
-
-def time_task(task: str, batch_size: int, args: Benchmark):
-    config = make_config(task=task, data_dir=args.data_dir, batch_size=batch_size)
+def ways_of(config: Config, device: torch.device, args: Benchmark) -> dict[str, Config]:
+    """The settings of each way to time this project's step."""
     adam = config.replace(optimizer="adam")
-    eager = adam.replace(compile="False", precision="float32")
-    floor = measure_floor(new_trainer(eager))
-    ways = {"plain": plain_steps(new_trainer(eager), batch_size, args.num_workers)}
-    ways["eager float32"] = project_steps(new_trainer(eager))
+    ways = {"eager float32": adam.replace(compile="False", precision="float32")}
+    precision = "bfloat16" if has_bfloat16(device) else "float32"
+    fast = adam.replace(precision=precision)
+    own = config.replace(precision=precision)
+    optimizer = config.training.optimizer
+    if device.type == "cuda":
+        short = {"epochs": 1}  # too short for `auto` to compile
+        ways[f"eager {precision}"] = fast.replace(compile="False")
+        ways[f"captured {precision}"] = fast.replace(**short)
+        ways[f"captured {precision}, {optimizer}"] = own.replace(**short)
+    elif args.compile:
+        ways["compiled float32"] = adam.replace(compile="True", precision="float32")
     if args.compile:
-        precisions = ["float32", "bfloat16"] if has_bfloat16(torch.device("cpu")) else ["float32"]
-        fast = {f"compiled {precision}": adam.replace(precision=precision) for precision in precisions}
-        if config.training.optimizer != "adam":
-            fast[f"compiled {precisions[-1]}, {config.training.optimizer}"] = config.replace(precision=precisions[-1])
-        for name, settings in fast.items():
-            compiled = new_trainer(settings.replace(compile="True"))
-            compiled.compile()
-            ways[name] = project_steps(compiled)
+        kind = "compiled, captured" if device.type == "cuda" else "compiled"
+        ways[f"{kind} {precision}"] = fast.replace(compile="True")
+        ways[f"{kind} {precision}, {optimizer}"] = own.replace(compile="True")
+    return ways
+
+
+def time_task(task: str, batch_size: int, device: torch.device, args: Benchmark) -> list[dict]:
+    """Prints and returns a line for each floor and each way."""
+    config = make_config(task=task, data_dir=args.data_dir, batch_size=batch_size)
+    settings = ways_of(config, device, args)
+    eager = new_trainer(settings["eager float32"], device)
+    measure = gpu_floors if device.type == "cuda" else cpu_floors
+    floors = measure(eager, project_steps(eager).__next__)
+    ways = {"plain": plain_steps(eager, batch_size, args.num_workers)}
+    for name, each in settings.items():
+        ways[name] = project_steps(new_trainer(each, device))
     if config.data.canvas_size:
-        ways["canvases alone"] = canvas_steps(new_trainer(config))
+        ways["canvases alone"] = canvas_steps(eager)
     for steps in ways.values():
         seconds_per_step(steps, 10)  # warm up
     times = {way: [] for way in ways}
     for _ in range(args.rounds):
         for way, steps in ways.items():
-            times[way].append(seconds_per_step(steps, args.steps))
+            # The plain way is so slow on a GPU that a tenth of the steps tells.
+            slow = way == "plain" and device.type == "cuda"
+            times[way].append(seconds_per_step(steps, max(1, args.steps // 10) if slow else args.steps))
     median = {way: statistics.median(values) for way, values in times.items()}
-    floor_name = f"floor: {floor.multiply_adds / 1e6:.0f} M multiply-adds at {floor.peak / 1e9:.0f} G/s"
-    for way, value in {floor_name: floor.seconds, **median}.items():
+    floor = max(each.seconds for each in floors)
+    names = {f"floor: {each.amount:.3g} {each.name} at {each.rate:.3g} a second": each.seconds for each in floors}
+    lines = []
+    for way, value in {**names, **median}.items():
+        lines.append({"task": task, "batch_size": batch_size, "way": way, "seconds": value})
         print(
-            f"| {task}, {batch_size} | {way} | {1000 * value:.2f} | {batch_size / value:,.0f} | "
-            f"{54000 / batch_size * value:.1f} | {median['plain'] / value:.2f} | {value / floor.seconds:.2f} |"
+            f"| {task}, {batch_size} | {way} | {1000 * value:.3f} | {batch_size / value:,.0f} | "
+            f"{54000 / batch_size * value:.2f} | {median['plain'] / value:.2f} | {value / floor:.2f} |",
+            flush=True,
         )
+    return lines
 
 
 def main(args: Benchmark):
-    machine = environment()["machine"]
+    device = pick_device(args.use_gpu)
+    machine = describe_device(device) if device.type == "cuda" else environment()["machine"]
     print(f"{machine}, torch {torch.__version__}, {args.num_workers} workers of the plain way\n")
     print("| task, batch | way | ms a step | images/s | s an epoch of 54,000 | times plain | times floor |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
+    lines = []
     for task in args.tasks:
         for batch_size in args.batch_sizes:
-            time_task(task, batch_size, args)
+            lines += time_task(task, batch_size, device, args)
+    if args.out:
+        record = {"machine": machine, "torch": torch.__version__, "steps": args.steps, "rounds": args.rounds}
+        write_whole(Path(args.out), json.dumps({**record, "times": lines}, indent=1).encode())
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """A whole step as one CUDA graph: it computes what plain steps compute, on new images and numbers each time."""
 
-import gc
+import json
+import os
 import shutil
 
 import pytest
 import torch
-from helpers import assert_same, loaders_of
-from torch._subclasses.fake_tensor import FakeTensorMode
+from helpers import ROOT, assert_same, command, loaders_of
 
 import training.captured_step
 from config import make_config
@@ -124,30 +124,12 @@ def test_what_a_graph_cannot_hold_is_not_captured(device, tmp_path):
     assert trainer.captured_step is None
 
 
-@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sgd"])  # torch has no pretended fused SGD
-def test_nothing_in_a_step_waits_for_the_gpu_or_comes_from_the_cpu(kind, tmp_path, monkeypatch, request):
-    """On tensors that only pretend to be a GPU's: reading a value, or mixing devices, is an error there.
-
-    All but the backward pass, which needs a GPU.
-    """
-
-    def gradients_without_a_gpu(loss):
-        for parameter in trainer.model.parameters():
-            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-
-    monkeypatch.setattr(torch.Tensor, "backward", gradients_without_a_gpu)
-    monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: module)
-    cuda = torch.device("cuda")
-    loaders = loaders_of(make_config(task="digits", **KINDS[kind]))
-    request.addfinalizer(gc.enable)
-    gc.disable()  # which torch does not survive within its kernels' pretence
-    with FakeTensorMode(allow_non_fake_inputs=True), cuda, torch.no_grad():
-        for loader in loaders:
-            loader.device, loader.examples = cuda, loader.examples.map(lambda t: torch.empty_like(t, device=cuda))
-        monkeypatch.setattr("test_captured_step.loaders_of", lambda *call: loaders)
-        trainer = make(cuda, tmp_path, **KINDS[kind])
-        losses = trainer.step_from_memory(torch.zeros(32, dtype=torch.long), [None, None], torch.ones(()))
-        assert losses.device.type == "cuda"
-        steps = [state["step"] for state in trainer.optimizer.state.values() if "step" in state]
-        assert all(step.device.type == "cuda" for step in steps)
+@pytest.mark.parametrize("settings", [
+    {"canvas_size": 34, "num_clutter": 2, "num_patches": 3, "glimpse_scale": 2},
+    {"core": "lstm", "policy": "oracle", "canvas_size": 40, "optimizer": "adam"},
+    {"first_location": "centre", "weight_decay": 0.1, "policy": "scan"},
+])  # fmt: skip
+def test_nothing_in_a_step_waits_for_the_gpu_or_comes_from_the_cpu(settings, tmp_path):
+    script, environment = str(ROOT / "tests" / "pretended_gpu.py"), {**os.environ, "PYTHONPATH": str(ROOT)}
+    step = command(script, json.dumps({**settings, "ckpt_dir": str(tmp_path)}), env=environment)
+    assert (step.returncode, step.stdout.strip()) == (0, "cuda"), step.stderr

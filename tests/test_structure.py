@@ -31,7 +31,9 @@ ORDER = [
     ["search.options"],
     ["search.worker"],
     ["search.report"],
-    ["main", "plot_glimpses", "search.__main__", "tools.*", "benchmarks.*"],
+    ["benchmarks.floor"],
+    ["main", "plot_glimpses", "search.__main__", "tools.*"],
+    ["benchmarks.throughput", "benchmarks.scaling", "benchmarks.startup", "benchmarks.time_to_accuracy"],
 ]
 HALL = {"main", "plot_glimpses", "trainer", "model", "modules", "data_loader", "config", "utils"}
 ROOMS = ("images", "training", "viz", "search", "tools", "benchmarks")
