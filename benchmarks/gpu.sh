@@ -24,9 +24,10 @@ dry=() canvases=(translated60 cluttered60 cluttered100)
 sizes=(--tasks mnist cluttered60 --batch_sizes 128 512 2048 --steps 200 --rounds 5)
 seeds=(--seeds 1 2 3)
 if [ "${1:-}" = --dry ]; then
+  export OMP_NUM_THREADS=1
   dry=(--task=digits --epochs=1 --num_glimpses=2 --hidden_size=16 --compile=False) canvases=(digits)
   sizes=(--tasks digits --batch_sizes 128 --steps 2 --rounds 1 --compile=False)
-  seeds=(--seeds 1 --flags "${dry[*]}")
+  seeds=(--seeds 1 "--flags=${dry[*]}")
   LONG=$OUT/long.txt
   printf -- '--run_name=long_%s\n' 1 2 > "$LONG"
 fi
@@ -78,6 +79,6 @@ fi
 
 nvidia-smi --query-gpu=utilization.gpu,memory.used --format=csv 2> /dev/null
 rm -rf "$OUT/site" "$OUT/data"
-(cd "$OUT" && tar --exclude=results.tar.gz --exclude=site -czf results.tar.gz .)
+(cd "$OUT" && tar --exclude=results.tar.gz -czf results.tar.gz -- *)
 echo "=== $failed parts failed"
 exit "$failed"
