@@ -22,6 +22,7 @@ from training.distributed import ALONE, Shard, World
 from utils import Stream, make_generator
 
 TEST_CANVASES, VALIDATION_CANVASES = 0, 2**32  # seeds; those of runs are below the latter
+GPU_BATCH = 2000  # images of an evaluation's batch, at least: small ones leave a GPU idle
 SAMPLE = 10_000  # images or canvases from which mean and standard deviation are taken, if they are not in memory
 
 
@@ -254,6 +255,8 @@ def make_evaluation_loader(
         fixed = Loader(examples, batch_size=1000, device=cpu, canvas=canvas, canvas_seed=canvas_seed)
         examples = Examples(*(torch.cat(parts) for parts in zip(*fixed.raw(), strict=True)))
     batch_size = data.batch_size * world.size
+    if device.type == "cuda" and isinstance(examples, Examples):
+        batch_size = max(batch_size, GPU_BATCH)
     return Loader(examples, batch_size=batch_size, device=device, num_workers=data.num_workers).shard_with(world)
 
 

@@ -268,11 +268,10 @@ class Trainer:
         """
         step, epoch = self.progress.step, self.progress.epoch
         found = first_not_finite(torch.stack(losses)) if losses else None
-        weights = torch.stack([parameter.detach().sum() for parameter in self.model.parameters()])
         if found:
             index, term, value = found
             what = f"the {term} loss is {value} at step {step - len(losses) + index + 1}"
-        elif not weights.isfinite().all():
+        elif not torch.nn.utils.get_total_norm(self.model.parameters()).isfinite():
             what = f"the weights are not finite after step {step}"
         else:
             return

@@ -199,6 +199,7 @@ def ways_of(config: Config, device: torch.device, args: Benchmark) -> dict[str, 
     if device.type == "cuda":
         short = {"epochs": 1}  # too short for `auto` to compile
         ways[f"eager {precision}"] = fast.replace(compile="False")
+        ways["captured float32"] = adam.replace(precision="float32", **short)
         ways[f"captured {precision}"] = fast.replace(**short)
         ways[f"captured {precision}, {optimizer}"] = own.replace(**short)
     elif args.compile:
