@@ -42,6 +42,24 @@ TASKS: dict[str, dict] = {
     "cluttered60": {**CANVAS, "canvas_size": 60, "num_clutter": 4},
     "cluttered100": {**CANVAS, "canvas_size": 100, "num_clutter": 8, "num_patches": 4},
     "folder": {"dataset": "folder"},
+    "catch": {
+        "dataset": "catch",
+        "patch_size": 6,
+        "num_patches": 3,
+        "glimpse_scale": 2,
+        "num_glimpses": 23,
+        "core": "lstm",
+        "scan_radius": 0.0,
+        "first_location": "centre",
+        "valid_size": 0.25,
+        "epochs": 53,
+        "train_patience": 53,
+        "batch_size": 128,
+        "clip_grad_norm": 1.0,
+        "optimizer": "muon",
+        "init_lr": 2e-3,
+        "reinforce_weight": 1.0,
+    },
 }
 
 
@@ -61,13 +79,16 @@ class DataConfig(Settings):
     """The images: all that the loaders read, but for the seed."""
 
     task: Annotated[
-        Literal["mnist", "fashion", "digits", "translated60", "cluttered60", "cluttered100", "folder"], Mark.SHARED
+        Literal["mnist", "fashion", "digits", "translated60", "cluttered60", "cluttered100", "folder", "catch"],
+        Mark.SHARED,
     ] = "mnist"
     """The experiment, which sets the defaults of the other flags: mnist, the paper's, 28x28; fashion, Fashion-MNIST;
     digits, those that scikit-learn brings, which need no download; translated60, MNIST somewhere on a canvas of 60x60;
-    cluttered60, the same among clutter; cluttered100, the same on 100x100; folder, your own images."""
-    dataset: Annotated[Literal["mnist", "fashion", "digits", "folder"], Mark.SHARED] = "mnist"
-    """The images: mnist, fashion, digits, or a folder: data_dir/train/CLASS/*.png and data_dir/test/CLASS/*.png."""
+    cluttered60, the same among clutter; cluttered100, the same on 100x100; folder, your own images; catch, the paper's
+    game."""
+    dataset: Annotated[Literal["mnist", "fashion", "digits", "folder", "catch"], Mark.SHARED] = "mnist"
+    """The images: mnist, fashion, digits, or a folder: data_dir/train/CLASS/*.png and data_dir/test/CLASS/*.png; or
+    catch, the screens of a game."""
     data_dir: Annotated[str, FREE] = "./data"
     """Folder of the data sets, in torchvision's layout (MNIST/raw/train-images-idx3-ubyte and so on)."""
     canvas_size: Annotated[Count, Mark.SHARED] = 0
@@ -78,6 +99,16 @@ class DataConfig(Settings):
     """Resize the images to this height, in pixels; 0: leave them as they are."""
     image_width: Annotated[Count, Mark.SHARED] = 0
     """Resize the images to this width, in pixels; 0: leave them as they are."""
+    grid_size: Annotated[int, Bounds("from 2 to 1024", lambda value: 2 <= value <= 1024), Mark.SHARED] = 24
+    """catch: width and height of the screen, in pixels; a game lasts one frame less."""
+    ball_speed: Annotated[NonNegative, Mark.SHARED] = 1.0
+    """catch: the ball's largest speed sideways, in pixels a frame; it falls one pixel a frame."""
+    paddle_size: Annotated[Positive, Mark.SHARED] = 2
+    """catch: width of the paddle, in pixels."""
+    paddle_start: Annotated[Literal["random", "middle"], Mark.SHARED] = "random"
+    """catch: where the paddle is when a game begins."""
+    games_per_epoch: Annotated[Positive, Mark.SHARED] = 16384
+    """catch: games of an epoch, which are new ones in each; the fraction valid_size of this number is validated on."""
     valid_size: Annotated[float, Bounds("above 0 and below 1", lambda value: 0 < value < 1), Mark.SHARED] = 0.1
     """Fraction of the training images kept for validation."""
     batch_size: Annotated[Positive, Mark.TEST] = 128
@@ -154,9 +185,15 @@ class TrainingConfig(Settings):
     reward: Literal["probability", "correct"] = "probability"
     """Reward of a rollout: the probability that it gives to the right class; or 1 for a right prediction and else 0,
     the paper's, which is the same on average if predictions are drawn, and noisier."""
-    policy: Literal["learned", "random", "scan", "oracle"] = "learned"
+    policy: Literal["learned", "random", "scan", "oracle", "still"] = "learned"
     """Where to look after the first glimpse: where the location network learns to; anywhere; along the circle of
-    scan_radius, which stays fixed; or at the image that was placed on a canvas, as only an oracle can."""
+    scan_radius, which stays fixed; at the image that was placed on a canvas, as only an oracle can; or still at the
+    same place."""
+    gae_lambda: Annotated[float, Bounds("from 0 to 1", lambda value: 0 <= value <= 1)] = 0.9
+    """catch: how far an action's advantage looks ahead: 0, to the reward expected in the next frame; 1, to the reward
+    itself; between, to all of these, with weights that fall by this factor a frame."""
+    entropy_weight: NonNegative = 0.01
+    """catch: weight of the entropy of the actions, which keeps the model trying."""
     std_start: NonNegative = 0.0
     """Standard deviation of the policy in the first epoch, from which it falls to std in equal steps: first explore,
     then refine. 0: std throughout."""
@@ -174,6 +211,11 @@ class TrainingConfig(Settings):
     random_seed: Annotated[int, Bounds("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32), Mark.SHARED] = 1
     """Seed of the split, the weights, the images' order, places and clutter, the first locations and the policy's
     noise."""
+
+    @property
+    def game_weights(self) -> dict:
+        """What `model.game_loss` weighs by."""
+        return {name: getattr(self, name) for name in ("reinforce_weight", "gae_lambda", "entropy_weight")}
 
 
 @dataclass(frozen=True)
@@ -242,6 +284,19 @@ class Config:
         require(data, "image_height", bool(data.image_height) == bool(data.image_width), "given with image_width")
         require(training, "policy", training.policy != "scan" or model.scan_radius, "another if --scan_radius= is 0")
         require(training, "policy", training.policy != "oracle" or data.canvas_size, "another without a --canvas_size=")
+        if data.dataset == "catch":
+            require(data, "ball_speed", data.ball_speed <= data.grid_size, "at most grid_size")
+            require(data, "paddle_size", data.paddle_size <= data.grid_size, "at most grid_size")
+            require(data, "canvas_size", not data.canvas_size, "0 with --task=catch")
+            require(data, "image_height", not data.image_height, "0 with --task=catch: --grid_size= is the screen's")
+            frames = data.grid_size - 1
+            require(
+                model,
+                "num_glimpses",
+                model.num_glimpses == frames,
+                f"grid_size - 1, a glimpse for each frame of a game: {frames}",
+            )
+            require(training, "M", training.M == 1, "1 with --task=catch")
         agreed = training.policy == "learned" or model.first_location != "learned"
         require(training, "policy", agreed, "learned with --first_location=learned")
         alike = "random" not in (model.first_location, training.policy)

@@ -15,20 +15,22 @@ from torch import Tensor
 
 from config import DataConfig
 from images.canvas import draw_canvases
+from images.catch import ACTIONS, Games, Rules, draw_games
 from images.datasets import Examples, ImageFiles, decode, read_examples
 from training.checkpoint import write_whole
 from training.cli import InputError
 from training.distributed import ALONE, Shard, World
 from utils import Stream, make_generator
 
-TEST_CANVASES, VALIDATION_CANVASES = 0, 2**32  # seeds; those of runs are below the latter
+TEST_CANVASES, VALIDATION_CANVASES = 0, 2**32  # seeds, also of games; those of runs are below the latter
+TEST_GAMES = 10_000
 GPU_BATCH = 2000  # images of an evaluation's batch, at least: small ones leave a GPU idle
 SAMPLE = 10_000  # images or canvases from which mean and standard deviation are taken, if they are not in memory
 
 
 class Batch(NamedTuple):
-    images: Tensor  # (B, C, H, W) uint8; the model normalises what it reads of them
-    labels: Tensor  # (B,) int64
+    images: Tensor | Games  # (B, C, H, W) uint8; the model normalises what it reads of them. Or B games
+    labels: Tensor  # (B,) int64; of a game, 0: it has none
     centres: Tensor  # (B, 2), (x, y) in [-1, 1] of the middle of what was placed on a canvas; without one, 0
     count: int  # images of the whole batch, of which each of several processes has its shard
     shard: Shard  # these images' part of the whole batch
@@ -144,6 +146,10 @@ class Loader:
         self.world = world
         return self
 
+    def blank(self, count: int) -> Tensor | Games:
+        """Images, or games, of the shape of a batch of so many."""
+        return torch.zeros(count, *self.spec[1:4], dtype=torch.uint8, device=self.device)
+
     def __iter__(self) -> Iterator[Batch]:
         return self.batches()
 
@@ -195,6 +201,68 @@ class Loader:
         return Examples(images, labels, centres)
 
 
+class GameLoader(Loader):
+    """Batches of games of Catch, new ones each epoch.
+
+    Args:
+        rules: of the games.
+        num_games: of an epoch.
+        batch_size, device: as of a `Loader`.
+        seed: of the games.
+    """
+
+    in_memory = True
+    shuffle_seed = None
+    examples = None
+
+    def __init__(self, rules: Rules, num_games: int, *, batch_size: int, device: torch.device, seed: int):
+        self.rules = self.canvas = rules  # by which each batch is drawn
+        self.num_games = num_games
+        self.batch_size = batch_size
+        self.device = device
+        self.canvas_seed = seed
+        self.world = ALONE
+        self.epoch = 0
+
+    @property
+    def num_images(self) -> int:
+        return self.num_games
+
+    def blank(self, count: int) -> Games:
+        return draw_games(count, self.rules, torch.Generator(self.device))
+
+    def read(self, index: Tensor, generator: torch.Generator | None = None) -> Examples:
+        """This process's shard of a batch of games, drawn from the generator."""
+        part = self.world.shard(len(index)).part  # all processes draw the whole batch
+        return unlabelled(draw_games(len(index), self.rules, generator).take(part))
+
+
+def get_game_loaders(data: DataConfig, seed: int, device: torch.device, world: World) -> tuple[Loader, Loader]:
+    """As `get_train_valid_loader`, for games; those of the validation are the same in every run."""
+    rules = rules_of(data)
+    num_valid = int(data.valid_size * data.games_per_epoch)
+    train_loader = GameLoader(
+        rules, data.games_per_epoch, batch_size=data.batch_size * world.size, device=device, seed=seed
+    )
+    valid_loader = make_evaluation_loader(data, draw_examples(num_valid, rules, VALIDATION_CANVASES), device, world, 0)
+    lit = (1 + data.paddle_size) / data.grid_size**2  # fraction of the pixels that are white: the ball, and the paddle
+    spec = DataSpec(ACTIONS, 1, data.grid_size, data.grid_size, [lit], [(lit * (1 - lit)) ** 0.5])
+    return train_loader.described_by(spec).shard_with(world), valid_loader.described_by(spec)
+
+
+def rules_of(data: DataConfig) -> Rules:
+    return Rules(data.grid_size, data.ball_speed, data.paddle_size, data.paddle_start)
+
+
+def draw_examples(count: int, rules: Rules, seed: int) -> Examples:
+    """Games that a model is not trained on, drawn on the CPU: the same on every device."""
+    return unlabelled(draw_games(count, rules, make_generator(Stream.CANVAS, seed)))
+
+
+def unlabelled(games: Games) -> Examples:
+    return Examples(games, torch.zeros_like(games.row))
+
+
 def get_train_valid_loader(
     data: DataConfig, seed: int, device: torch.device, world: World = ALONE
 ) -> tuple[Loader, Loader]:
@@ -208,6 +276,8 @@ def get_train_valid_loader(
     Raises:
         InputError: the data set is missing or damaged, or does not fit the settings.
     """
+    if data.dataset == "catch":
+        return get_game_loaders(data, seed, device, world)
     examples, classes = read_examples(data, seed, train=True)
     count = len(examples.labels)
     num_valid = int(data.valid_size * count)
@@ -236,6 +306,9 @@ def get_test_loader(data: DataConfig, seed: int, spec: DataSpec, device: torch.d
     Raises:
         InputError: the data set is missing or damaged, or is not of the kind the model was trained on.
     """
+    if data.dataset == "catch":
+        games = draw_examples(TEST_GAMES, rules_of(data), TEST_CANVASES)
+        return make_evaluation_loader(data, games, device, world, 0).described_by(spec)
     examples, _ = read_examples(data, seed, train=False, classes=spec.classes, channels=spec.num_channels)
     loader = make_evaluation_loader(data, examples, device, world, TEST_CANVASES).described_by(spec)
     shape = tuple(next(loader.raw()).images.shape[1:])
@@ -302,7 +375,8 @@ def save_samples(loader: Loader, path: Path):
     """Saves the first 64 images of a pass as a grid, a PNG."""
     from torchvision.utils import save_image
 
-    images = next(iter(loader)).images[:64]
+    images = next(iter(loader)).images
+    images = (images.frames() if isinstance(images, Games) else images)[:64]
     buffer = io.BytesIO()
     save_image(images / 255, buffer, format="png", nrow=8)
     write_whole(path, buffer.getvalue())

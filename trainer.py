@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from config import Config
 from data_loader import Batch, DataSpec, Loader, spec_of
+from images.catch import Games
 from model import Losses, RecurrentAttention, draw_first_locations, first_not_finite
 from training import optim
 from training.captured_step import CapturedStep, can_capture, captured
@@ -26,7 +27,7 @@ from training.evaluation import Metrics, evaluate
 from training.fixed_policies import fixed_locations
 from training.progress import EpochResult, Progress
 from training.run_folder import append_metrics, record_test
-from training.step import Objective, should_compile
+from training.step import GameObjective, Objective, should_compile
 from utils import Interrupted, StopSignal, Stream, generator_seed, make_generator, random_states, restore_random_states
 
 
@@ -83,7 +84,8 @@ class Trainer:
             model.rnn.from_hidden.requires_grad_(model.num_glimpses > 1)
         self.optimizer = optim.make_optimizer(training, model)
         self.plateau = optim.make_plateau(training, self.optimizer)
-        self.objective = Objective(model, training, self.config.data.batch_size)
+        objective = GameObjective if self.config.data.dataset == "catch" else Objective
+        self.objective = objective(model, training, self.config.data.batch_size)
         self.shared_objective = self.world.parallel(self.objective)
         self.captured_step: CapturedStep | None = None
         self.steps_per_epoch = len(self.train_loader)
@@ -213,7 +215,7 @@ class Trainer:
         # All processes draw the numbers of the whole batch, and take those of their shard.
         locations = draw_first_locations(self.config.model.first_location, batch.count, self.device, generator)
         locations = locations[shard.part]
-        noise = self.model.draw_noise(batch.count, self.device, generator)[:, shard.part].contiguous()
+        noise = self.objective.draw_noise(batch.count, generator)[:, shard.part].contiguous()
         if training.policy != "learned":
             whole = shard.part, batch.count
             locations = fixed_locations(self.config, locations, batch.centres, generator, whole)
@@ -238,16 +240,14 @@ class Trainer:
             self.captured_step = captured(self.step_from_memory, self.tensors_of_a_step, num_seeds=2,
                                           batch_size=self.train_loader.batch_size, device=device)  # fmt: skip
 
-    def example(self) -> tuple[Tensor, ...]:
+    def example(self) -> tuple[Tensor | Games, ...]:
         """Arguments of the objective, of a full batch."""
         count, device = self.config.data.batch_size, self.device
-        shape = count, self.spec.num_channels, self.spec.height, self.spec.width
-        images = torch.zeros(shape, dtype=torch.uint8, device=device)
         labels = torch.zeros(count, dtype=torch.long, device=device)
         first_locations = draw_first_locations(self.config.model.first_location, count, device)
         locations = fixed_locations(self.config, first_locations, centres=first_locations)
-        noise = torch.zeros(self.model.num_choices, count, 2, device=device)
-        return images, labels, locations, noise
+        noise = self.objective.draw_noise(count, torch.Generator(device))
+        return self.train_loader.blank(count), labels, locations, noise
 
     def step_from_memory(self, index: Tensor, generators: list[torch.Generator], steps: Tensor) -> Tensor:
         """A training step on the images of an index (B,); the losses, (terms,)."""

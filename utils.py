@@ -45,7 +45,7 @@ class Stream(IntEnum):
     ORDER = 1  # the order of the training images in an epoch
     ROLLOUT = 2  # first locations and the policy's noise in a training step
     EVALUATION = 3  # first locations in validation and test
-    CANVAS = 4  # places and clutter of a batch of canvases
+    CANVAS = 4  # places and clutter of a batch of canvases, or the first frames of a batch of games
 
 
 def make_generator(

@@ -2,4 +2,5 @@
 
 datasets            MNIST, Fashion-MNIST, scikit-learn's digits, or your own folder
 canvas              translated and cluttered images, drawn a batch at a time
+catch               the game: its rules, its frames
 """

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from config import DataConfig
+from images.catch import Games
 from training.cli import InputError
 from utils import Stream, make_generator
 
@@ -25,15 +26,18 @@ IN_MEMORY = 2 * 2**30  # bytes of a folder's images up to which they are kept in
 
 
 class Examples(NamedTuple):
-    images: Tensor  # (N, C, H, W) uint8
-    labels: Tensor  # (N,) int64
+    images: Tensor | Games  # (N, C, H, W) uint8, or N games
+    labels: Tensor  # (N,) int64; of a game, 0: it has none
     centres: Tensor | None = None  # (N, 2), (x, y) in [-1, 1] of what each image shows; None: all in the middle
 
     def take(self, index: Tensor) -> "Examples":
         return self.map(lambda tensor: tensor.index_select(0, index))  # copies whole images, not bytes one by one
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Examples":
-        return Examples(*(None if tensor is None else function(tensor) for tensor in self))
+        def applied(part):
+            return part.map(function) if isinstance(part, Games) else None if part is None else function(part)
+
+        return Examples(*map(applied, self))
 
 
 class ImageFiles(Dataset):

@@ -15,7 +15,15 @@ from utils import Stream, make_generator
 
 # From low to high: a file imports only what stands in a lower line. NAME.* is every file of a folder.
 ORDER = [
-    ["utils", "modules", "images.canvas", "training.cli", "training.fuse_matmuls", "training.captured_step"],
+    [
+        "utils",
+        "modules",
+        "images.canvas",
+        "images.catch",
+        "training.cli",
+        "training.fuse_matmuls",
+        "training.captured_step",
+    ],
     ["config"],
     ["model"],
     ["training.distributed", "training.checkpoint", "training.fixed_policies", "images.datasets"],

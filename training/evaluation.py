@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from config import Config
 from data_loader import Loader
-from model import draw_first_locations, hybrid_loss
+from images.catch import Games
+from model import draw_first_locations, game_loss, hybrid_loss
 from training.fixed_policies import fixed_locations
 from utils import AverageMeter, Stream, make_generator
 
@@ -40,21 +41,44 @@ def evaluate(model: nn.Module, loader: Loader, config: Config) -> Metrics:
     """
     model.eval()
     locations = evaluation_locations(config, loader)
-    weighting = {"reinforce_weight": config.training.reinforce_weight, "reward": config.training.reward}
     meter = AverageMeter()
     correct = torch.zeros((), dtype=torch.long, device=loader.device)
     begin = 0
     for images, labels, _, count, shard in tqdm(loader, desc="Evaluate", leave=False, disable=loader.world.hide_bars):
         given = locations[:, begin : begin + count][:, shard.part]
-        rollouts = [model(images, each) for each in given]
-        losses = [hybrid_loss(rollout, labels, **weighting) for rollout in rollouts]
-        meter.update(torch.stack([torch.stack(terms) for terms in losses]).mean(dim=0), shard.images)
-        probabilities = torch.stack([rollout.log_probs.exp() for rollout in rollouts]).mean(dim=0)
-        correct += (probabilities.argmax(dim=-1) == labels)[: shard.images].sum()
+        if isinstance(images, Games):
+            outcome = play_games(model, images, given[0], config)
+        else:
+            outcome = predict(model, images, labels, given, config)
+        meter.update(outcome.losses, shard.images)
+        correct += outcome.correct[: shard.images].sum()
         begin += count
     *losses, _ = (loader.world.sum(meter.total) / loader.num_images).tolist()
     correct = loader.world.sum(correct).item()
     return Metrics(*losses, acc=100 * correct / loader.num_images, correct=correct)
+
+
+class Outcome(NamedTuple):
+    """What a model did with a batch."""
+
+    losses: Tensor  # (terms,), means
+    correct: Tensor  # (B,) bool, whether the predicted class is right, or the ball caught
+
+
+def predict(model: nn.Module, images: Tensor, labels: Tensor, locations: Tensor, config: Config) -> Outcome:
+    """Predicts classes by M rollouts, from locations (M, B, 2), or along (M, B, T, 2)."""
+    weighting = {"reinforce_weight": config.training.reinforce_weight, "reward": config.training.reward}
+    rollouts = [model(images, each) for each in locations]
+    losses = [hybrid_loss(rollout, labels, **weighting) for rollout in rollouts]
+    probabilities = torch.stack([rollout.log_probs.exp() for rollout in rollouts]).mean(dim=0)
+    mean = torch.stack([torch.stack(terms) for terms in losses]).mean(dim=0)
+    return Outcome(mean, probabilities.argmax(dim=-1) == labels)
+
+
+def play_games(model: nn.Module, games: Games, locations: Tensor, config: Config) -> Outcome:
+    """Plays games, from locations (B, 2), or along (B, T, 2)."""
+    play = model.play(games, locations)
+    return Outcome(torch.stack(game_loss(play, **config.training.game_weights)), play.rewards > 0)
 
 
 def evaluation_locations(config: Config, loader: Loader) -> Tensor:

@@ -37,6 +37,8 @@ def fixed_locations(
     if policy == "random":
         part, count = shard or (slice(None), batch)
         path = draw_first_locations("random", count * steps, device, generator).view(count, steps, 2)[part]
+    elif policy == "still":
+        path = first_locations[:, None].expand(-1, steps, -1)
     elif policy == "scan":
         path = circle(steps, config.model.scan_radius, device).expand(batch, -1, -1)
     else:  # the oracle: at the object, then half a patch from its middle

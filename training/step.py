@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from config import TrainingConfig
-from model import Losses, RecurrentAttention, hybrid_loss
+from model import Games, Losses, RecurrentAttention, game_loss, hybrid_loss
 from utils import matmul_dtype
 
 # Steps. On a GPU half a minute of compiling saves 0.9 ms a step, which is captured without it, too.
@@ -55,6 +55,10 @@ class Objective(nn.Module):
             except torch._dynamo.exc.TorchDynamoException as error:  # it had to be compiled anew, and could not be
                 self.give_up(error)
         return self.losses(*batch)
+
+    def draw_noise(self, batch: int, generator: torch.Generator) -> Tensor:
+        """What `forward` takes as noise, drawn on the model's device for a whole batch: (S, B, 2)."""
+        return self.model.draw_noise(batch, self.device, generator)
 
     def losses(self, images: Tensor, labels: Tensor, locations: Tensor, noise: Tensor) -> Losses:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
@@ -100,6 +104,19 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     while error:
         yield error
         error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
+
+
+class GameObjective(Objective):
+    """The loss of a batch of games."""
+
+    def draw_noise(self, batch: int, generator: torch.Generator) -> Tensor:
+        """(T, B, 2 + num_actions); see `RecurrentAttention.draw_play_noise`."""
+        return self.model.draw_play_noise(batch, self.device, generator)
+
+    def losses(self, games: Games, labels: Tensor, locations: Tensor, noise: Tensor) -> Losses:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            play = self.model.play(games, locations, noise)
+        return game_loss(play, **self.training_config.game_weights)
 
 
 def should_compile(choice: str, device: torch.device, steps: int) -> bool:

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from config import Config
+from images.catch import Games
 from trainer import Trainer
 from training.checkpoint import write_whole
 from training.cli import InputError
@@ -66,6 +67,8 @@ class GlimpseRecorder:
             return
         self.model.eval()
         batch = next(iter(self.loader))
+        if isinstance(batch.images, Games):
+            return
         locations = evaluation_locations(self.config, self.loader)[0, : len(batch.labels)]
         glimpses = look(self.model, batch, locations, self.loader.spec)
         path = self.config.run_plots / f"glimpses_{result.epoch}.npz"
