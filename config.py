@@ -215,7 +215,11 @@ class TrainingConfig(Settings):
     @property
     def game_weights(self) -> dict:
         """What `model.game_loss` weighs by."""
-        return {name: getattr(self, name) for name in ("reinforce_weight", "gae_lambda", "entropy_weight")}
+        return {
+            "reinforce_weight": self.reinforce_weight,
+            "gae_lambda": self.gae_lambda,
+            "entropy_weight": self.entropy_weight,
+        }
 
 
 @dataclass(frozen=True)
