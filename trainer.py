@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from config import Config
 from data_loader import Batch, DataSpec, Loader, spec_of
-from images.catch import Games
+from images.catch import Games, trivial_players
 from model import Losses, RecurrentAttention, draw_first_locations, first_not_finite
 from training import optim
 from training.captured_step import CapturedStep, can_capture, captured
@@ -289,6 +289,10 @@ class Trainer:
         metrics = self.evaluate(self.test_loader)
         count = self.test_loader.num_images
         print(f"[*] Test Acc: {metrics.correct}/{count} ({metrics.acc:.2f}% - {100 - metrics.acc:.2f}%)")
+        if isinstance(self.test_loader.examples.images, Games):
+            games = self.test_loader.examples.images.map(Tensor.cpu)
+            caught = trivial_players(games, make_generator(Stream.EVALUATION, self.config.training.random_seed))
+            print("[*] The same games: " + ", ".join(f"{name} {100 * part:.1f}%" for name, part in caught.items()))
         if self.world.is_main and not self.config.call.checkpoint:
             record = {**metrics._asdict(), "images": count, "M": self.config.training.M, "epoch": self.progress.epoch}
             record_test(self.config, record, self.progress.best_valid_acc)

@@ -98,7 +98,35 @@ def draw_games(count: int, rules: Rules, generator: torch.Generator) -> Games:
 
 
 def landing(games: Games) -> Tensor:
-    """(B,) int64, the column in which the ball arrives at the bottom row, whatever the paddle does."""
+    """(B,) int64, the column in which the ball arrives at the bottom row, of games in their first frame."""
     for _ in range(games.rules.num_steps):
         games = games.step(torch.full_like(games.paddle, STAY))
     return games.column
+
+
+def towards(games: Games, column: Tensor) -> Tensor:
+    """(B,) int64, the actions that bring the paddle under a column (B,), or keep it there."""
+    offset = column - games.paddle
+    return STAY + (offset >= games.rules.paddle_size).long() - (offset < 0).long()
+
+
+def trivial_players(games: Games, generator: torch.Generator) -> dict[str, float]:
+    """What players catch that see the game itself, by name: the fraction of games (B,), in their first frame.
+
+    Args:
+        generator: of the random player, on the games' device.
+    """
+    batch, device, goal = len(games.row), games.row.device, landing(games)
+    players: dict[str, Callable[[Games], Tensor]] = {
+        "a paddle that stands still": lambda now: torch.full_like(now.paddle, STAY),
+        "random actions": lambda now: torch.randint(len(ACTIONS), (batch,), generator=generator, device=device),
+        "goes to where the ball is": lambda now: towards(now, now.column),
+        "knows where it lands": lambda now: towards(now, goal),
+    }
+    caught = {}
+    for name, act in players.items():
+        now = games
+        for _ in range(games.rules.num_steps):
+            now = now.step(act(now))
+        caught[name] = now.rewards.mean().item()
+    return caught

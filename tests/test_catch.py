@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from images.catch import LEFT, RIGHT, Rules, draw_games
+from images.catch import LEFT, RIGHT, Rules, draw_games, trivial_players
 
 
 class SlowGame:
@@ -57,3 +57,13 @@ def test_a_batch_of_games_equals_slow_games_frame_by_frame(rules, generator):
     assert np.array_equal(games.frames()[:, 0], np.stack([game.frame() for game in slow]))
     assert games.rewards.tolist() == [game.reward for game in slow]
     assert 0 < games.rewards.mean() < 1 or rules.grid_size == 2
+
+
+@pytest.mark.parametrize(
+    ("rules", "follows"), [(Rules(), 0.545), (Rules(ball_speed=1 / 3, paddle_start="middle"), 0.85)]
+)
+def test_what_trivial_players_catch(rules, follows, generator):
+    still, random, chase, knows = trivial_players(draw_games(20_000, rules, generator), generator).values()
+    assert still == pytest.approx(2 / 24, abs=0.01) and random == pytest.approx(2 / 24, abs=0.01)
+    assert chase == pytest.approx(follows, abs=0.02)
+    assert knows == 1
