@@ -192,7 +192,7 @@ class TrainingConfig(Settings):
     gae_lambda: Annotated[float, Bounds("from 0 to 1", lambda value: 0 <= value <= 1)] = 0.9
     """catch: how far an action's advantage looks ahead: 0, to the reward expected in the next frame; 1, to the reward
     itself; between, to all of these, with weights that fall by this factor a frame."""
-    entropy_weight: NonNegative = 0.01
+    entropy_weight: NonNegative = 0.05
     """catch: weight of the entropy of the actions, which keeps the model trying."""
     std_start: NonNegative = 0.0
     """Standard deviation of the policy in the first epoch, from which it falls to std in equal steps: first explore,

@@ -31,16 +31,17 @@ class PlotConfig(Settings):
     data_dir: str = ""
     """Folder of the data sets, for --checkpoint; empty: the one that the checkpoint names."""
     num_images: Positive = 6
-    """Images to draw, at most; --indices draws all that it names."""
+    """Images, or games, to draw, at most; --indices draws all that it names."""
     indices: str = ""
     """Draw these images alone, by their place in the test set or among those saved, from 0: --indices=0,7,42."""
     label: str = ""
     """Draw images of this class alone, by its name: --label=7, --label=sneaker."""
     errors: bool = False
-    """Draw only images whose class the model predicts wrong."""
+    """Draw only images whose class the model predicts wrong, or games that it loses."""
     averages: bool = False
     """Draw a summary of the whole test set instead, for --checkpoint: NAME_heat_maps.png, where the glimpses fall, and
-    NAME_accuracy.png, how often the prediction is right after each glimpse; NAME is the checkpoint's."""
+    NAME_accuracy.png, how often the prediction is right after each glimpse; NAME is the checkpoint's. Of a game:
+    NAME_gaze.png, where the gaze is in each frame against ball and paddle."""
     out: str = ""
     """File to write: .gif, .mp4, or .png, a sheet of all glimpses; empty: a GIF in the run's plot_dir."""
     fps: Annotated[float, Bounds("above 0 and at most 50", lambda value: 0 < value <= 50)] = 1.5
@@ -71,16 +72,21 @@ def main(config: PlotConfig) -> list[Path]:
     # Imported here, not above: --help and a typo's message need not wait for torch and matplotlib.
     from viz.figures import glimpse_frames
     from viz.files import animation, png, save_picture
+    from viz.games import choose_games, game_frames, gaze_figure, holds_games, load_games, play_all, play_chosen
     from viz.record import choose, load_glimpses, look_at_chosen, open_checkpoint
     from viz.test_set import accuracy_figure, heat_map_figure, summarise
 
     if Path(config.out).suffix == ".mp4" and not shutil.which("ffmpeg"):
         raise InputError(f"{config.out} needs ffmpeg, which is not installed: install it, or write a .gif")
     indices = [int(part) for part in config.indices.split(",") if part]
+    chosen = {"indices": indices, "missed": config.errors, "count": config.num_images}
     wanted = {"indices": indices, "label": config.label, "errors": config.errors, "count": config.num_images}
     if config.checkpoint:
         source = open_checkpoint(config.checkpoint, config.data_dir)
         folder, stem = plots_of(config, source.config), Path(config.checkpoint).stem
+        is_game = source.config.data.task == "catch"
+        if config.averages and is_game:
+            return [save_picture(folder / f"{stem}_gaze.png", png(gaze_figure(play_all(source))))]
         if config.averages:
             summary = summarise(source)
             print(f"[*] Right after 1 to {len(summary.correct)} glimpses, of {summary.num_images} images: "
@@ -89,14 +95,17 @@ def main(config: PlotConfig) -> list[Path]:
                 save_picture(folder / f"{stem}_heat_maps.png", png(heat_map_figure(summary))),
                 save_picture(folder / f"{stem}_accuracy.png", png(accuracy_figure(summary))),
             ]
-        glimpses = look_at_chosen(source, **wanted)
+        found = play_chosen(source, **chosen) if is_game else look_at_chosen(source, **wanted)
     else:
         folder = Path(config.plot_dir or make_config().run_plots)
         saved = find_glimpses(folder, config.epoch)
-        glimpses, stem = choose(load_glimpses(saved), **wanted), saved.stem
+        is_game, stem = holds_games(saved), saved.stem
+        found = choose_games(load_games(saved), **chosen) if is_game else choose(load_glimpses(saved), **wanted)
+    if is_game and config.label:
+        raise InputError(f"label={config.label} is for images: a game has no class; leave it out")
     name = "_".join([stem, *["errors"] * config.errors, *[config.label] * bool(config.label)])
     path = Path(config.out) if config.out else folder / f"{name}.gif"
-    return [save_picture(path, animation(glimpse_frames(glimpses), path.suffix, config.fps))]
+    return [save_picture(path, animation((game_frames if is_game else glimpse_frames)(found), path.suffix, config.fps))]
 
 
 def find_glimpses(plot_dir: Path, epoch: int | None) -> Path:

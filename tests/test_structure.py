@@ -34,7 +34,7 @@ ORDER = [
     ["viz.record"],
     ["viz.files"],
     ["viz.figures"],
-    ["viz.tensorboard", "viz.test_set"],
+    ["viz.tensorboard", "viz.test_set", "viz.games"],
     ["viz.reports"],
     ["search.options"],
     ["search.worker"],
@@ -90,7 +90,7 @@ def test_a_folders_map_has_a_line_for_each_file_and_imports_nothing(room):
 def test_only_files_that_draw_import_matplotlib():
     """Optuna draws the report of a search, and a benchmark its own plot."""
     found = {name for name, path in files().items() if any(each.startswith("matplotlib") for each in imports(path))}
-    assert found == {"viz.figures", "viz.files", "viz.test_set", "search.report", "benchmarks.scaling"}
+    assert found == {"viz.figures", "viz.files", "viz.games", "viz.test_set", "search.report", "benchmarks.scaling"}
 
 
 def test_the_model_needs_torch_alone(tmp_path):

@@ -2,6 +2,7 @@
 
 reports             what main.py hands to the trainer: the line printed, TensorBoard, saved glimpses, curves
 tensorboard         TensorBoard's log
+games               how a model plays: frame by frame, and where it looks in all test games
 test_set            a whole test set: where the glimpses fall, how early the class is known
 figures             what a model sees, frame by frame, and the curves of its training
 files               figures and frames as PNG, GIF and MP4

@@ -67,9 +67,13 @@ class GlimpseRecorder:
             return
         self.model.eval()
         batch = next(iter(self.loader))
-        if isinstance(batch.images, Games):
-            return
         locations = evaluation_locations(self.config, self.loader)[0, : len(batch.labels)]
+        if isinstance(batch.images, Games):
+            from viz.games import save_games, watch  # draws, too: imports matplotlib
+
+            first_games = batch.images.take(slice(NUM_SAVED)), locations[:NUM_SAVED]
+            save_games(self.config.run_plots / f"glimpses_{result.epoch}.npz", watch(self.model, *first_games))
+            return
         glimpses = look(self.model, batch, locations, self.loader.spec)
         path = self.config.run_plots / f"glimpses_{result.epoch}.npz"
         save_glimpses(path, glimpses.take(slice(NUM_SAVED)))
