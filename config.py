@@ -34,6 +34,9 @@ RECIPES = Path(__file__).parent / "recipes"
 ADAM = {"optimizer": "adam", "init_lr": 1e-3, "reinforce_weight": 0.01}
 CANVAS = {"patch_size": 12, "num_patches": 3, "glimpse_scale": 2, "num_glimpses": 8, "epochs": 100, "std_start": 0.3,
           "std_share": 0.25, "core_init": "identity", "ema_decay": 0.999, "weight_decay": 0.1, **ADAM}  # fmt: skip
+CATCH = {"dataset": "catch", "patch_size": 6, "num_patches": 3, "glimpse_scale": 2, "num_glimpses": 23, "core": "lstm",
+         "scan_radius": 0.0, "first_location": "centre", "valid_size": 0.125, "epochs": 26, "batch_size": 128,
+         "optimizer": "adam", "init_lr": 1e-3, "clip_grad_norm": 1.0, "reinforce_weight": 1.0}  # fmt: skip
 TASKS: dict[str, dict] = {
     "mnist": {},
     "fashion": {"dataset": "fashion", "epochs": 120, "std": 0.05, "reward": "correct", **ADAM},
@@ -42,24 +45,7 @@ TASKS: dict[str, dict] = {
     "cluttered60": {**CANVAS, "canvas_size": 60, "num_clutter": 4},
     "cluttered100": {**CANVAS, "canvas_size": 100, "num_clutter": 8, "num_patches": 4},
     "folder": {"dataset": "folder"},
-    "catch": {
-        "dataset": "catch",
-        "patch_size": 6,
-        "num_patches": 3,
-        "glimpse_scale": 2,
-        "num_glimpses": 23,
-        "core": "lstm",
-        "scan_radius": 0.0,
-        "first_location": "centre",
-        "valid_size": 0.25,
-        "epochs": 53,
-        "train_patience": 53,
-        "batch_size": 128,
-        "clip_grad_norm": 1.0,
-        "optimizer": "muon",
-        "init_lr": 2e-3,
-        "reinforce_weight": 1.0,
-    },
+    "catch": CATCH,
 }
 
 
@@ -107,7 +93,7 @@ class DataConfig(Settings):
     """catch: width of the paddle, in pixels."""
     paddle_start: Annotated[Literal["random", "middle"], Mark.SHARED] = "random"
     """catch: where the paddle is when a game begins."""
-    games_per_epoch: Annotated[Positive, Mark.SHARED] = 16384
+    games_per_epoch: Annotated[Positive, Mark.SHARED] = 32768
     """catch: games of an epoch, which are new ones in each; the fraction valid_size of this number is validated on."""
     valid_size: Annotated[float, Bounds("above 0 and below 1", lambda value: 0 < value < 1), Mark.SHARED] = 0.1
     """Fraction of the training images kept for validation."""
@@ -301,6 +287,8 @@ class Config:
                 f"grid_size - 1, a glimpse for each frame of a game: {frames}",
             )
             require(training, "M", training.M == 1, "1 with --task=catch")
+            fixed = model.first_location != "learned"
+            require(model, "first_location", fixed, "random or centre with --task=catch")
         agreed = training.policy == "learned" or model.first_location != "learned"
         require(training, "policy", agreed, "learned with --first_location=learned")
         alike = "random" not in (model.first_location, training.policy)

@@ -43,7 +43,7 @@ class Play(NamedTuple):
     log_probs: Tensor  # (B, T, num_actions), log-probabilities of the actions
     actions: Tensor  # (B, T) int64, those it took
     locations: Tensor  # (B, T, 2), (x, y) looked at, in [-1, 1]
-    log_pis: Tensor  # (B, S), log pi of the last S locations; trains the location network alone
+    log_pis: Tensor  # (B, T - 1), log pi of all locations but the first; trains the location network alone
     values: Tensor  # (B, T), reward expected at h_t; trains the core, too
     rewards: Tensor  # (B,), of the whole game
 
@@ -400,13 +400,8 @@ def game_loss(play: Play, *, reinforce_weight: float, gae_lambda: float, entropy
     chosen = play.log_probs.gather(2, play.actions[:, :, None])[:, :, 0]
     entropy = -(play.log_probs.exp() * play.log_probs).sum(dim=-1).mean()
     action = (-chosen * normal).mean() - entropy_weight * entropy
-    # The location looked at in frame t was chosen at the end of frame t - 1, together with that frame's action.
-    choices = play.log_pis.shape[1]
-    reinforce = (
-        (-play.log_pis * normal[:, steps - 1 - choices : -1]).sum(dim=1).mean() / steps
-        if choices
-        else action.new_zeros(())
-    )
+    # The location of each frame but the first was chosen together with the action before it.
+    reinforce = (-play.log_pis * normal[:, :-1]).sum() / normal.numel()
     baseline = (play.values - (advantage + values)).square().mean()
     total = action + baseline + reinforce_weight * reinforce
     return Losses(total, action, baseline, reinforce, play.rewards.mean())

@@ -1,10 +1,14 @@
 """The game of Catch, and a model that plays it."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
+from helpers import SIZES
 
 from images.catch import LEFT, RIGHT, Rules, draw_games, trivial_players
+from model import RecurrentAttention, game_loss
 
 
 class SlowGame:
@@ -67,3 +71,85 @@ def test_what_trivial_players_catch(rules, follows, generator):
     assert still == pytest.approx(2 / 24, abs=0.01) and random == pytest.approx(2 / 24, abs=0.01)
     assert chase == pytest.approx(follows, abs=0.02)
     assert knows == 1
+
+
+class Frozen(NamedTuple):
+    """A game in which nothing moves."""
+
+    images: torch.Tensor
+
+    def frames(self) -> torch.Tensor:
+        return self.images
+
+    def step(self, actions: torch.Tensor) -> "Frozen":
+        return self
+
+    @property
+    def rewards(self) -> torch.Tensor:
+        return torch.zeros(len(self.images))
+
+
+@pytest.fixture
+def model() -> RecurrentAttention:
+    torch.manual_seed(1)
+    return RecurrentAttention(**{**SIZES, "core": "lstm", "first_location": "centre"}).normalize_by([0.3], [0.2])
+
+
+def test_an_image_is_a_game_that_never_changes(model, generator):
+    images = torch.randint(256, (5, 1, 20, 24), generator=generator, dtype=torch.uint8)
+    noise = model.draw_play_noise(5, images.device, generator)
+    rollout = model(images, noise=noise[1:, :, :2])
+    play = model.play(Frozen(images), noise=noise)
+    torch.testing.assert_close(play.locations, rollout.locations)
+    torch.testing.assert_close(play.log_pis, rollout.log_pis)
+    torch.testing.assert_close(play.log_probs[:, -1], rollout.log_probs)
+    torch.testing.assert_close(play.values, model.baseliner(rollout.hiddens))
+
+
+def test_actions_are_drawn_in_training_and_the_likeliest_in_evaluation(model, generator):
+    games = Frozen(torch.full((4000, 1, 12, 12), 90, dtype=torch.uint8))
+    play = model.play(games, generator=generator)
+    drawn = torch.nn.functional.one_hot(play.actions, 3).float().mean(dim=0)  # (T, num_actions)
+    torch.testing.assert_close(drawn, play.log_probs.exp().mean(dim=0), atol=0.03, rtol=0)
+    play = model.eval().play(games)
+    assert torch.equal(play.actions, play.log_probs.argmax(dim=-1))
+    assert torch.equal(play.locations, model.play(games).locations)
+
+
+def test_the_games_loss_equals_slow_sums(model, generator):
+    play = model.play(draw_games(6, Rules(5), generator), generator=generator)
+    play = play._replace(rewards=torch.tensor([0.0, 1, 0, 0, 1, 1]))
+    losses = game_loss(play, reinforce_weight=0.5, gae_lambda=0.8, entropy_weight=0.1)
+    batch, steps = play.actions.shape
+    values, advantages = play.values.detach().numpy(), np.zeros((batch, steps))
+    for i in range(batch):
+        for t in range(steps):
+            for later in range(t, steps):
+                after = values[i, later + 1] if later + 1 < steps else play.rewards[i].item()
+                advantages[i, t] += 0.8 ** (later - t) * (after - values[i, later])
+    normal = torch.tensor((advantages - advantages.mean()) / advantages.std(ddof=1)).float()
+    action = reinforce = entropy = torch.tensor(0.0)
+    for i in range(batch):
+        for t in range(steps):
+            log_probs = play.log_probs[i, t]
+            action = action - log_probs[play.actions[i, t]] * normal[i, t] / (batch * steps)
+            entropy = entropy - (log_probs.exp() * log_probs).sum() / (batch * steps)
+            if t + 1 < steps:  # the next place is chosen together with this action
+                reinforce = reinforce - play.log_pis[i, t] * normal[i, t] / (batch * steps)
+    baseline = torch.tensor(advantages**2).float().mean()
+    expected = action - 0.1 * entropy, baseline, reinforce
+    torch.testing.assert_close((losses.action, losses.baseline, losses.reinforce), expected)
+    torch.testing.assert_close(losses.total, expected[0] + baseline + 0.5 * reinforce)
+    assert losses.accuracy == 0.5
+
+
+def test_places_train_the_location_network_alone_and_the_expected_reward_trains_the_core(model, generator):
+    play = model.play(draw_games(6, Rules(5), generator), generator=generator)
+    losses = game_loss(play, reinforce_weight=1, gae_lambda=0.9, entropy_weight=0)
+    trained = {}
+    for name in ("action", "baseline", "reinforce"):
+        model.zero_grad()
+        getattr(losses, name).backward(retain_graph=True)
+        trained[name] = {key.split(".")[0] for key, weight in model.named_parameters() if weight.grad is not None}
+    core = {"sensor", "rnn"}
+    assert trained == {"action": {*core, "classifier"}, "baseline": {*core, "baseliner"}, "reinforce": {"locator"}}
