@@ -113,6 +113,9 @@ class GameObjective(Objective):
         """(T, B, 2 + num_actions); see `RecurrentAttention.draw_play_noise`."""
         return self.model.draw_play_noise(batch, self.device, generator)
 
+    def compile(self, *example, captured: bool = False):
+        """Does without: a compiler takes minutes over the frames of a whole game. A CUDA graph needs none."""
+
     def losses(self, games: Games, labels: Tensor, locations: Tensor, noise: Tensor) -> Losses:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             play = self.model.play(games, locations, noise)
