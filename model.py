@@ -8,6 +8,7 @@ Mnih et al. 2014, section 3. This file and modules.py need torch alone.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -380,31 +381,47 @@ def hybrid_loss(rollout: Rollout, labels: Tensor, *, reinforce_weight: float, re
     return Losses(total, action, baseline, reinforce, correct.mean())
 
 
-def game_loss(play: Play, *, reinforce_weight: float, gae_lambda: float, entropy_weight: float) -> Losses:
+def game_loss(
+    play: Play,
+    *,
+    reinforce_weight: float,
+    gae_lambda: float,
+    entropy_weight: float,
+    total: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> Losses:
     """Policy gradient for actions and places, squared error for the expected reward, which trains the core, too.
 
-    The advantage is that of generalised advantage estimation (Schulman et al. 2016), without discount: a sum of what
-    the expected reward changes by from a frame to the next, with weights that fall by gae_lambda a frame.
+    The advantage is that of generalised advantage estimation (Schulman et al. 2016, "High-dimensional continuous
+    control using generalized advantage estimation"), without discount: a sum of what the expected reward changes by
+    from a frame to the next, with weights that fall by gae_lambda a frame. It is normalised over the batch.
 
     Args:
         play: of B games.
         reinforce_weight, entropy_weight: of the places' policy gradient, and of the entropy of the actions.
-        gae_lambda: 0: a change of the next frame alone counts; 1: the reward minus the expected one.
+        gae_lambda: 0: a change in the next frame alone counts; 1: the reward minus the expected one.
+        total: sums over the processes that share the batch.
     """
     values, steps = play.values.detach(), play.values.shape[1]
     after = torch.cat([values[:, 1:], play.rewards[:, None]], dim=1)  # expected after each frame's action
-    distance = torch.arange(steps, device=values.device)[:, None] - torch.arange(steps, device=values.device)
-    weights = torch.where(distance >= 0, gae_lambda ** distance.clamp(min=0).float(), 0.0)  # (T, T), of frame by frame
+    frame = torch.arange(steps, device=values.device)
+    ahead = frame[:, None] - frame
+    weights = torch.where(
+        ahead >= 0, gae_lambda ** ahead.clamp(min=0).float(), 0.0
+    )  # (T, T), of a later frame's change
     advantage = (after - values) @ weights  # (B, T)
-    normal = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    count, first, second = total(
+        torch.stack([torch.ones_like(advantage).sum(), advantage.sum(), advantage.square().sum()])
+    )
+    mean = first / count
+    normal = (advantage - mean) / ((second / count - mean.square()).clamp(min=0).sqrt() + 1e-8)
     chosen = play.log_probs.gather(2, play.actions[:, :, None])[:, :, 0]
     entropy = -(play.log_probs.exp() * play.log_probs).sum(dim=-1).mean()
     action = (-chosen * normal).mean() - entropy_weight * entropy
     # The location of each frame but the first was chosen together with the action before it.
     reinforce = (-play.log_pis * normal[:, :-1]).sum() / normal.numel()
     baseline = (play.values - (advantage + values)).square().mean()
-    total = action + baseline + reinforce_weight * reinforce
-    return Losses(total, action, baseline, reinforce, play.rewards.mean())
+    total_loss = action + baseline + reinforce_weight * reinforce
+    return Losses(total_loss, action, baseline, reinforce, play.rewards.mean())
 
 
 def first_not_finite(losses: Tensor) -> tuple[int, str, float] | None:

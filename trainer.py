@@ -84,8 +84,9 @@ class Trainer:
             model.rnn.from_hidden.requires_grad_(model.num_glimpses > 1)
         self.optimizer = optim.make_optimizer(training, model)
         self.plateau = optim.make_plateau(training, self.optimizer)
-        objective = GameObjective if self.config.data.dataset == "catch" else Objective
-        self.objective = objective(model, training, self.config.data.batch_size)
+        self.objective = Objective(model, training, self.config.data.batch_size)
+        if self.config.data.dataset == "catch":
+            self.objective = GameObjective(model, training, self.config.data.batch_size, self.world)
         self.shared_objective = self.world.parallel(self.objective)
         self.captured_step: CapturedStep | None = None
         self.steps_per_epoch = len(self.train_loader)

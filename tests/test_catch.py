@@ -127,7 +127,7 @@ def test_the_games_loss_equals_slow_sums(model, generator):
             for later in range(t, steps):
                 after = values[i, later + 1] if later + 1 < steps else play.rewards[i].item()
                 advantages[i, t] += 0.8 ** (later - t) * (after - values[i, later])
-    normal = torch.tensor((advantages - advantages.mean()) / advantages.std(ddof=1)).float()
+    normal = torch.tensor((advantages - advantages.mean()) / advantages.std()).float()
     action = reinforce = entropy = torch.tensor(0.0)
     for i in range(batch):
         for t in range(steps):

@@ -205,3 +205,13 @@ def test_no_process_waits_for_a_dead_one(server, flags):
     server.wait_for("Epoch 1/1000")
     os.kill(members[1], signal.SIGKILL)
     assert wait(server, members) == [1, -signal.SIGKILL]
+
+
+def test_two_processes_play_as_one_of_twice_the_batch(server, flags, run):
+    """Games of 5x5; 100 an epoch leave the last batch with 36."""
+    game = ["--task=catch", "--grid_size=5", "--num_glimpses=4", "--games_per_epoch=100", "--valid_size=0.5"]
+    settings = [*SETTINGS[:-3], *game, "--clip_grad_norm=1"]
+    one = run(*settings, "--batch_size=64", "--run_name=one")
+    two = [*flags, *settings, "--batch_size=32", "--run_name=two"]
+    assert wait(server, start(server, 2, *two)) == [0, 0]
+    assert_same_curve(one, get_config(two))

@@ -13,6 +13,7 @@ from config import Config
 from data_loader import Loader
 from images.catch import Games
 from model import draw_first_locations, game_loss, hybrid_loss
+from training.distributed import World
 from training.fixed_policies import fixed_locations
 from utils import AverageMeter, Stream, make_generator
 
@@ -47,7 +48,7 @@ def evaluate(model: nn.Module, loader: Loader, config: Config) -> Metrics:
     for images, labels, _, count, shard in tqdm(loader, desc="Evaluate", leave=False, disable=loader.world.hide_bars):
         given = locations[:, begin : begin + count][:, shard.part]
         if isinstance(images, Games):
-            outcome = play_games(model, images, given[0], config)
+            outcome = play_games(model, images, given[0], config, loader.world)
         else:
             outcome = predict(model, images, labels, given, config)
         meter.update(outcome.losses, shard.images)
@@ -75,10 +76,10 @@ def predict(model: nn.Module, images: Tensor, labels: Tensor, locations: Tensor,
     return Outcome(mean, probabilities.argmax(dim=-1) == labels)
 
 
-def play_games(model: nn.Module, games: Games, locations: Tensor, config: Config) -> Outcome:
-    """Plays games, from locations (B, 2), or along (B, T, 2)."""
+def play_games(model: nn.Module, games: Games, locations: Tensor, config: Config, world: World) -> Outcome:
+    """Plays this process's shard of a batch of games, from locations (B, 2), or along (B, T, 2)."""
     play = model.play(games, locations)
-    return Outcome(torch.stack(game_loss(play, **config.training.game_weights)), play.rewards > 0)
+    return Outcome(torch.stack(game_loss(play, **config.training.game_weights, total=world.sum)), play.rewards > 0)
 
 
 def evaluation_locations(config: Config, loader: Loader) -> Tensor:
