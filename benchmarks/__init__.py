@@ -4,5 +4,6 @@ throughput          training steps: this project, the plain way, and the floor
 floor               what a step cannot be faster than: arithmetic, memory, launches
 scaling             a step's cost as glimpses and images grow
 time_to_accuracy    seconds from the command to a validation error, imports and compilation included
+catch               frames of the game a second, and the plain way
 startup             how long a command takes to its help, and to its first batch
 """

@@ -42,6 +42,7 @@ ORDER = [
     ["benchmarks.floor"],
     ["main", "plot_glimpses", "search.__main__", "tools.*"],
     ["benchmarks.throughput", "benchmarks.scaling", "benchmarks.startup", "benchmarks.time_to_accuracy"],
+    ["benchmarks.catch"],
 ]
 HALL = {"main", "plot_glimpses", "trainer", "model", "modules", "data_loader", "config", "utils"}
 ROOMS = ("images", "training", "viz", "search", "tools", "benchmarks")
