@@ -139,7 +139,7 @@ def test_a_value_that_does_not_parse_is_an_error(flag, capsys):
 
 
 def test_a_task_that_does_not_exist_names_those_that_do():
-    with pytest.raises(InputError, match=r"task=imagenet is not allowed: it must be one of \['mnist', .*'folder'\]$"):
+    with pytest.raises(InputError, match=r"task=imagenet is not allowed: it must be one of \['mnist', .*'catch'\]$"):
         get_config(["--task=imagenet"])
 
 

@@ -82,7 +82,8 @@ def read_records(folder: Path) -> dict[tuple[str, int, str], list[dict]]:
 def changed(config: dict, aside: set[str]) -> dict:
     """The settings by which a run differs from its task's own, but for those aside."""
     default = make_config(task=config["task"]).flat()
-    return {name: config[name] for name in default if name not in aside and config[name] != default[name]}
+    settings = {**default, **config}  # a record lacks the settings that came after it
+    return {name: settings[name] for name in default if name not in aside and settings[name] != default[name]}
 
 
 def flags_of(config: dict) -> str:
