@@ -95,7 +95,8 @@ def test_memory_that_is_full_ends_with_one_line(config, capsys):
 @pytest.mark.parametrize("compile", ["False", "True"])
 def test_nccl_averages_the_gradients_of_a_process_by_itself(config, monkeypatch, compile):
     """As torchrun starts one, whose main.py does without; so many GPUs as two processes need are rarely at hand."""
-    settings = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29511"}
+    port = "29511" if compile == "True" else "29512"  # the two may run at once
+    settings = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     for name, value in settings.items():
         monkeypatch.setitem(os.environ, name, value)
     torch.manual_seed(1)
