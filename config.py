@@ -74,17 +74,17 @@ class DataConfig(Settings):
     cluttered60, the same among clutter; cluttered100, the same on 100x100; folder, your own images; catch, the paper's
     game."""
     dataset: Annotated[Literal["mnist", "fashion", "digits", "folder", "catch"], Mark.SHARED] = "mnist"
-    """The images: mnist, fashion, digits, or a folder: data_dir/train/CLASS/*.png and data_dir/test/CLASS/*.png; or
-    catch, the screens of a game."""
+    """The images: mnist, fashion, digits, or a folder: data_dir/train/CLASS/*.png and data_dir/test/CLASS/*.png,
+    with data_dir/val/CLASS/*.png if you like; or catch, the screens of a game."""
     data_dir: Annotated[str, FREE] = "./data"
     """Folder of the data sets, in torchvision's layout (MNIST/raw/train-images-idx3-ubyte and so on)."""
     canvas_size: Annotated[Count, Mark.SHARED] = 0
     """Width and height of the empty canvas on which each image is placed at random, in pixels; 0: no canvas."""
     num_clutter: Annotated[Count, Mark.SHARED] = 0
     """Pieces of 8x8 pixels, cut from other images, that are placed at random on the canvas."""
-    image_height: Annotated[Count, Mark.SHARED] = 0
+    image_height: Annotated[Count, Mark.TEST | Mark.SHARED] = 0
     """Resize the images to this height, in pixels; 0: leave them as they are."""
-    image_width: Annotated[Count, Mark.SHARED] = 0
+    image_width: Annotated[Count, Mark.TEST | Mark.SHARED] = 0
     """Resize the images to this width, in pixels; 0: leave them as they are."""
     grid_size: Annotated[int, Bounds("from 2 to 1024", lambda value: 2 <= value <= 1024), Mark.SHARED] = 24
     """catch: width and height of the screen, in pixels; a game lasts one frame less."""
@@ -97,7 +97,7 @@ class DataConfig(Settings):
     games_per_epoch: Annotated[Positive, Mark.SHARED] = 32768
     """catch: games of an epoch, which are new ones in each; the fraction valid_size of this number is validated on."""
     valid_size: Annotated[float, Bounds("above 0 and below 1", lambda value: 0 < value < 1), Mark.SHARED] = 0.1
-    """Fraction of the training images kept for validation."""
+    """Fraction of the training images kept for validation; of a folder, of each class, unless it has a folder val."""
     batch_size: Annotated[Positive, Mark.TEST] = 128
     """Images per batch; with several processes (torchrun), of each."""
     shuffle: Annotated[bool, Mark.SHARED] = True
@@ -217,6 +217,9 @@ class CallConfig(Settings):
     """Train; False tests a trained model on the test set."""
     resume: bool = False
     """Resume from the run's latest checkpoint."""
+    accept_changes: bool = False
+    """Resume although the images of a folder have changed: those that validated the run still do, and all others train
+    it."""
     overwrite: bool = False
     """Delete what the run's folders hold and start again."""
     best: bool = True

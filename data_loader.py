@@ -16,7 +16,9 @@ from torch import Tensor
 from config import DataConfig
 from images.canvas import draw_canvases
 from images.catch import ACTIONS, Games, Rules, draw_games
-from images.datasets import Examples, ImageFiles, decode, read_examples
+from images.datasets import Examples, ImageRecord, check_classes, list_halves, read_examples
+from images.folder import MOST_NAMED, ImageFiles, read_headers
+from images.split import begun_with, check_unchanged, recorded, split
 from training.checkpoint import write_whole
 from training.cli import InputError
 from training.distributed import ALONE, Shard, World
@@ -89,7 +91,6 @@ class Loader:
         shuffle_seed: seed of a new order each epoch; None keeps the order.
         canvas: where the images are placed, anew each epoch; None leaves them as they are.
         canvas_seed: seed of the places and the clutter.
-        num_workers: processes that decode files.
     """
 
     def __init__(
@@ -101,7 +102,6 @@ class Loader:
         shuffle_seed: int | None = None,
         canvas: Canvas | None = None,
         canvas_seed: int = 0,
-        num_workers: int = 0,
     ):
         if isinstance(examples, Examples):
             examples = examples.map(lambda tensor: tensor.to(device))
@@ -111,7 +111,7 @@ class Loader:
         self.shuffle_seed = shuffle_seed
         self.canvas = canvas
         self.canvas_seed = canvas_seed
-        self.num_workers = num_workers
+        self.record: ImageRecord | None = None  # of the training images
         self.world = ALONE
         self.epoch = 0
 
@@ -168,7 +168,7 @@ class Loader:
         """This process's images, labels, and centres if there are any, of each batch."""
         if isinstance(self.examples, ImageFiles):
             batches = [index[self.world.shard(len(index)).part] for index in self.order(first)]
-            for images, labels in decode(self.examples, batches, self.num_workers):
+            for images, labels in self.examples.decode(batches):
                 yield Examples(images.to(self.device), labels.to(self.device))
             return
         for step, index in enumerate(self.order(first), start=first):
@@ -264,40 +264,87 @@ def unlabelled(games: Games) -> Examples:
 
 
 def get_train_valid_loader(
-    data: DataConfig, seed: int, device: torch.device, world: World = ALONE
+    data: DataConfig,
+    seed: int,
+    device: torch.device,
+    world: World = ALONE,
+    checkpoint: dict | None = None,
+    accept_changes: bool = False,
 ) -> tuple[Loader, Loader]:
-    """The training images, shuffled and placed anew each epoch, and the validation images split off them by seed.
+    """The training images, shuffled and placed anew each epoch, and the validation images, split off them by seed.
 
     Args:
         data: which images, and the size of a batch.
         seed: of the split, the order, and the training's canvases.
         device: where the batches are to be.
         world: whose processes share each batch.
+        checkpoint: of the training that is resumed, which keeps its validation images.
+        accept_changes: of a folder's images since then; what did not validate before is trained on.
     Raises:
-        InputError: the data set is missing or damaged, or does not fit the settings.
+        InputError: the data set is missing or damaged, does not fit the settings, or is not that of the checkpoint.
     """
     if data.dataset == "catch":
         return get_game_loaders(data, seed, device, world)
-    examples, classes = read_examples(data, seed, train=True)
-    count = len(examples.labels)
-    num_valid = int(data.valid_size * count)
-    if not 0 < num_valid < count:
-        raise InputError(f"valid_size={data.valid_size} of {count} images leaves none to train on or to validate on")
-    order = torch.arange(count)
-    if data.shuffle:
-        order = torch.randperm(count, generator=make_generator(Stream.SPLIT, seed))
+    begun = begun_with(checkpoint) if checkpoint else None
+    trained = spec_of(checkpoint, "the checkpoint") if begun else None
+
+    def check(now: ImageRecord):
+        check_unchanged(begun, now, data, accept_changes)
+
+    kind = {"classes": trained.classes, "channels": trained.num_channels} if trained else {}
+    data_set = read_examples(data, seed, train=True, check=check, hide_bars=world.hide_bars, **kind)
+    examples = data_set.examples
+    train, valid = split(data_set, data, seed, begun, is_new=checkpoint is None)
     train_loader = Loader(
-        examples.take(order[num_valid:]),
+        examples.take(train),
         batch_size=data.batch_size * world.size,
         device=device,
         shuffle_seed=seed if data.shuffle else None,
         canvas=make_canvas(data, examples),
         canvas_seed=seed,
-        num_workers=data.num_workers,
     )
-    spec = describe(train_loader, classes)
-    valid_loader = make_evaluation_loader(data, examples.take(order[:num_valid]), device, world, VALIDATION_CANVASES)
+    train_loader.record = recorded(data_set, valid)
+    spec = describe(train_loader, data_set.classes)
+    if trained and spec[:4] == trained[:4]:
+        spec = trained  # the model keeps the mean and std it began with, whatever was added
+    valid_loader = make_evaluation_loader(data, examples.take(valid), device, world, VALIDATION_CANVASES)
+    if data.dataset == "folder":
+        report_folder(data, spec, examples.labels[valid])
     return train_loader.described_by(spec).shard_with(world), valid_loader.described_by(spec)
+
+
+def report_folder(data: DataConfig, spec: DataSpec, valid_labels: Tensor):
+    """Prints which classes validation lacks, and what a test would stumble over after the training."""
+    present = set(valid_labels.tolist())
+    lacking = [name for label, name in enumerate(spec.classes) if label not in present]
+    if lacking:
+        more = f" and {len(lacking) - MOST_NAMED} more" if len(lacking) > MOST_NAMED else ""
+        print(
+            f"[!] Validation has no image of {', '.join(lacking[:MOST_NAMED])}{more}: its accuracy says nothing of them"
+        )
+    try:
+        [listing] = list_halves(Path(data.data_dir), train=False)
+        check_classes(listing, spec.classes)
+        firsts = [listing.paths[listing.labels.index(label)] for label in sorted(set(listing.labels))]
+        headers = read_headers(firsts, resized=bool(data.image_height), hide_bars=True)
+        if not data.image_height:
+            check_shape((spec.num_channels, *headers.size), spec)
+    except (InputError, OSError) as error:
+        print(f"[!] A test would fail: {error}")
+
+
+def check_shape(shape: tuple[int, int, int], spec: DataSpec):
+    """Raises InputError if test images are of another shape (C, H, W) than those that a model was trained on."""
+    channels, height, width = shape
+    if channels != spec.num_channels:
+        raise InputError(
+            f"the test images have {channels} channels, those the model was trained on {spec.num_channels}"
+        )
+    if (height, width) != (spec.height, spec.width):
+        raise InputError(
+            f"the test images are {width} x {height} pixels, those the model was trained on {spec.width} x "
+            f"{spec.height}: --is_train=False --image_width={spec.width} --image_height={spec.height} resizes them"
+        )
 
 
 def get_test_loader(data: DataConfig, seed: int, spec: DataSpec, device: torch.device, world: World = ALONE) -> Loader:
@@ -309,12 +356,12 @@ def get_test_loader(data: DataConfig, seed: int, spec: DataSpec, device: torch.d
     if data.dataset == "catch":
         games = draw_examples(TEST_GAMES, rules_of(data), TEST_CANVASES)
         return make_evaluation_loader(data, games, device, world, 0).described_by(spec)
-    examples, _ = read_examples(data, seed, train=False, classes=spec.classes, channels=spec.num_channels)
+    kind = {"classes": spec.classes, "channels": spec.num_channels}
+    examples = read_examples(data, seed, train=False, hide_bars=world.hide_bars, **kind).examples
     loader = make_evaluation_loader(data, examples, device, world, TEST_CANVASES).described_by(spec)
-    shape = tuple(next(loader.raw()).images.shape[1:])
-    trained = (spec.num_channels, spec.height, spec.width)
-    if shape != trained or int(examples.labels.max()) >= len(spec.classes):
-        raise InputError(f"the test images are {shape} (C, H, W), those the model was trained on {trained}")
+    check_shape(tuple(next(loader.raw()).images.shape[1:]), spec)
+    if int(examples.labels.max()) >= len(spec.classes):
+        raise InputError(f"the test images have classes that the model, trained on {len(spec.classes)}, does not know")
     return loader
 
 
@@ -330,7 +377,7 @@ def make_evaluation_loader(
     batch_size = data.batch_size * world.size
     if device.type == "cuda" and isinstance(examples, Examples):
         batch_size = max(batch_size, GPU_BATCH)
-    return Loader(examples, batch_size=batch_size, device=device, num_workers=data.num_workers).shard_with(world)
+    return Loader(examples, batch_size=batch_size, device=device).shard_with(world)
 
 
 def make_canvas(data: DataConfig, examples: Examples | ImageFiles) -> Canvas | None:
@@ -352,6 +399,8 @@ def describe(loader: Loader, classes: list[str]) -> DataSpec:
     images = loader.examples.images if isinstance(loader.examples, Examples) and not loader.canvas else sample(loader)
     _, channels, height, width = images.shape
     values = torch.arange(256, dtype=torch.float64) / 255
+    if len(images) > 1 and torch.equal(images[0], images[-1]) and bool((images == images[:1]).all()):
+        print(f"[!] All {len(images)} training images are alike, pixel by pixel: there is nothing to learn from them")
     means, stds = [], []
     for channel in images.unbind(1):
         frequency = torch.bincount(channel.flatten(), minlength=256).cpu().double() / channel.numel()

@@ -45,7 +45,7 @@ def main(config: Config, world: World = ALONE):
         checkpoint = load_checkpoint(config.checkpoint_path, to_resume=True)
         config = keep_batch(config, checkpoint, world.size)
     with world.main_first():
-        loaders = get_train_valid_loader(config.data, seed, device, world)
+        loaders = get_train_valid_loader(config.data, seed, device, world, checkpoint, call.accept_changes)
     trainer = Trainer(config, loaders, device, checkpoint)
     with world.main_only(open_run(config, device, trainer.progress.epoch, trainer.progress.step)):
         if call.show_sample and world.is_main:

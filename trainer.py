@@ -321,6 +321,7 @@ class Trainer:
             "random_states": random_states(),
             "model_args": self.model_args,
             "data": self.spec._asdict(),
+            "images": self.train_loader.record and self.train_loader.record._asdict(),
             "config": self.config.flat(),
             "processes": self.world.size,
         }

@@ -1,6 +1,8 @@
 """Where images come from.
 
 datasets            MNIST, Fashion-MNIST, scikit-learn's digits, or your own folder
+folder              which files of your own folder count, and their pixels as a viewer shows them
+split               which training images validate
 canvas              translated and cluttered images, drawn a batch at a time
 catch               the game: its rules, its frames
 """

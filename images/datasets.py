@@ -1,28 +1,38 @@
 """Reads data sets: MNIST and Fashion-MNIST from torchvision's files, scikit-learn's digits, a user's own folder.
 
-    examples, classes = read_examples(make_config(task="digits").data, seed=1, train=True)
+    data_set = read_examples(make_config(task="digits").data, seed=1, train=True)
+    data_set.examples.images, data_set.classes
 
 A new data set needs a name in `DataConfig.dataset` and a branch in `read_examples`.
 """
 
 import contextlib
+import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from config import DataConfig
 from images.catch import Games
+from images.folder import (
+    MOST_NAMED,
+    Decoder,
+    DecoderPool,
+    ImageFiles,
+    Listing,
+    list_images,
+    read_headers,
+)
 from training.cli import InputError
 from utils import Stream, make_generator
 
 IN_MEMORY = 2 * 2**30  # bytes of a folder's images up to which they are kept in memory
+VALIDATION = "val"  # folder of a user's own validation images, beside train and test
 
 
 class Examples(NamedTuple):
@@ -40,71 +50,85 @@ class Examples(NamedTuple):
         return Examples(*map(applied, self))
 
 
-class ImageFiles(Dataset):
-    """A folder's images, decoded as they are asked for.
+class ImageRecord(NamedTuple):
+    """What a training's images are. A checkpoint keeps it, so that a resume notices other ones."""
 
-    Args:
-        paths: of the images.
-        labels: (N,) int64.
-        channels: 1 for grey, 3 for colour; images are converted.
-        size: (height, width); images are resized.
-    """
+    counts: dict[str, int]  # images of each class; of a folder's classes, by their paths: train/cat
+    digest: str  # of pixels and labels; of a folder, of each file's name and size
+    validation: list[str]  # names of a folder's validation images
 
-    def __init__(self, paths: list[str], labels: Tensor, channels: int, size: tuple[int, int]):
-        self.paths = paths
-        self.labels = labels
-        self.channels = channels
-        self.size = size
+    def changes(self, now: "ImageRecord") -> str:
+        """What differs now, for people; empty if nothing does."""
+        if self.digest == now.digest:
+            return ""
+        counts = [f"{name} has {now.counts.get(name, 0)} images, not {self.counts.get(name, 0)}"
+                  for name in sorted(self.counts | now.counts)
+                  if self.counts.get(name, 0) != now.counts.get(name, 0)]  # fmt: skip
+        more = f" and {len(counts) - MOST_NAMED} more" if len(counts) > MOST_NAMED else ""
+        return ", ".join(counts[:MOST_NAMED]) + more or "as many as before, but some are renamed, replaced or moved"
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        """(C, H, W) uint8 and its label."""
-        from PIL import Image
-        from torchvision.transforms.functional import pil_to_tensor
-
+    @classmethod
+    def of(cls, checkpoint: dict) -> "ImageRecord | None":
+        """The record in a checkpoint; None if it has none, as those of earlier versions, or no whole one."""
+        stored = checkpoint.get("images")
         try:
-            with Image.open(self.paths[i]) as image:
-                if image.mode.startswith("I;16"):  # which convert would cut off at 255
-                    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-                image = image.convert("L" if self.channels == 1 else "RGB")
-                if image.size != self.size[::-1]:
-                    image = image.resize(self.size[::-1], Image.Resampling.BILINEAR)
-                return pil_to_tensor(image), self.labels[i]
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what broken files raise
-            raise InputError(f"{self.paths[i]} cannot be read as an image ({error}): repair or remove it") from error
+            record = cls(**stored)
+            whole = (
+                all(isinstance(name, str) and isinstance(count, int) for name, count in record.counts.items())
+                and isinstance(record.digest, str)
+                and all(isinstance(name, str) for name in record.validation)
+            )
+        except (TypeError, AttributeError):
+            return None
+        return record if whole else None
 
-    def take(self, index: Tensor) -> "ImageFiles":
-        return ImageFiles([self.paths[i] for i in index], self.labels[index], self.channels, self.size)
+
+class DataSet(NamedTuple):
+    """One half of a data set."""
+
+    examples: Examples | ImageFiles  # in memory, or the files of a folder that is too large for it
+    classes: list[str]
+    record: ImageRecord
+    names: list[str]  # of a folder's images, train/cat/1.png; of other data sets, none
 
 
 def read_examples(
-    data: DataConfig, seed: int, *, train: bool, classes: list[str] | None = None, channels: int | None = None
-) -> tuple[Examples | ImageFiles, list[str]]:
-    """Reads one half of a data set, and the names of its classes.
+    data: DataConfig,
+    seed: int,
+    *,
+    train: bool,
+    classes: list[str] | None = None,
+    channels: int | None = None,
+    check: Callable[[ImageRecord], None] = lambda record: None,
+    hide_bars: bool | None = None,
+) -> DataSet:
+    """Reads one half of a data set.
 
     Args:
         data: which images.
         seed: chooses the digits' test half; the others have one of their own.
-        train: the training half, or the test half.
-        classes, channels: of a folder's training half, which its test half must match; None takes them from the images.
-    Returns:
-        Images in memory, or the files of a folder that is too large for it.
+        train: the training half, with a folder's validation images if it has a folder of these; or the test half.
+        classes, channels: of a folder that a model was trained on, which this half must match; None takes them from the
+            images.
+        check: called with what the images are before a folder's are decoded; it may raise.
+        hide_bars: tqdm's `disable`.
     Raises:
         InputError: it is missing or damaged, or has other classes.
     """
     if data.dataset == "folder":
-        return _read_folder(data, "train" if train else "test", classes, channels)
+        return _read_folder(data, train, classes, channels, check, hide_bars)
     if data.dataset == "digits":
-        examples = _read_digits(seed, train)
+        examples, record = _read_digits(seed, train)
     else:
-        examples = _read_idx({"mnist": "MNIST", "fashion": "FashionMNIST"}[data.dataset], Path(data.data_dir), train)
+        name = {"mnist": "MNIST", "fashion": "FashionMNIST"}[data.dataset]
+        examples, record = _read_idx(name, Path(data.data_dir), train)
+    check(record)
     if data.image_height:
         examples = examples._replace(images=_resize(examples.images, (data.image_height, data.image_width)))
-    return examples, [str(digit) for digit in range(10)] if data.dataset != "fashion" else FASHION_CLASSES
+    return DataSet(examples, FASHION_CLASSES if data.dataset == "fashion" else DIGITS, record, names=[])
 
 
+DIGITS = [str(digit) for digit in range(10)]
 FASHION_CLASSES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
 
 
@@ -114,20 +138,28 @@ def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.cat([chunk.round().to(torch.uint8) for chunk in chunks])
 
 
-def _read_digits(seed: int, train: bool) -> Examples:
+def _record(images: Tensor, labels: Tensor) -> ImageRecord:
+    """Of images as they were read, (N, C, H, W) uint8, before anything is computed of them."""
+    digest = hashlib.sha256(images.numpy().tobytes())
+    digest.update(labels.numpy().tobytes())
+    counts = {str(label): count for label, count in enumerate(labels.bincount().tolist())}
+    return ImageRecord(counts, digest.hexdigest(), validation=[])
+
+
+def _read_digits(seed: int, train: bool) -> tuple[Examples, ImageRecord]:
     """scikit-learn's digits, 8x8 with 17 grey levels, resized to 28x28; a fifth, chosen by seed, are for the test."""
     from sklearn.datasets import load_digits  # takes a second to import
 
     digits = load_digits()
-    images = _resize(torch.from_numpy(digits.images)[:, None] * (255 / 16), (28, 28))
+    stored, labels = torch.from_numpy(digits.images)[:, None], torch.from_numpy(digits.target).long()
+    images = _resize(stored * (255 / 16), (28, 28))
     order = torch.randperm(len(images), generator=make_generator(Stream.SPLIT, seed))
     num_test = len(images) // 5
-    return Examples(images, torch.from_numpy(digits.target).long()).take(
-        order[num_test:] if train else order[:num_test]
-    )
+    examples = Examples(images, labels).take(order[num_test:] if train else order[:num_test])
+    return examples, _record(stored.to(torch.uint8), labels)
 
 
-def _read_idx(name: str, data_dir: Path, train: bool) -> Examples:
+def _read_idx(name: str, data_dir: Path, train: bool) -> tuple[Examples, ImageRecord]:
     """MNIST or Fashion-MNIST; what is missing is downloaded."""
     from torchvision import datasets  # takes a second to import
 
@@ -155,78 +187,64 @@ def _read_idx(name: str, data_dir: Path, train: bool) -> Examples:
             f"{raw} holds {tuple(images.shape)} images and {len(labels)} labels from {labels.min()} to {labels.max()}, "
             f"not as many images as labels from 0 to 9: fetch {' and '.join(names)} again"
         )
-    return Examples(images[:, None], labels.long())
+    examples = Examples(images[:, None], labels.long())
+    return examples, _record(*examples[:2])
 
 
 def _read_folder(
-    data: DataConfig, half: str, classes: list[str] | None, channels: int | None
-) -> tuple[Examples | ImageFiles, list[str]]:
-    """data_dir/half/CLASS/image files, as torchvision's ImageFolder wants them."""
-    from torchvision.datasets import ImageFolder  # takes a second to import
+    data: DataConfig,
+    train: bool,
+    classes: list[str] | None,
+    channels: int | None,
+    check: Callable[[ImageRecord], None],
+    hide_bars: bool | None,
+) -> DataSet:
+    """data_dir/train/CLASS/ with data_dir/val/CLASS/, if there is one, or data_dir/test/CLASS/."""
+    listings = list_halves(Path(data.data_dir), train)
+    for listing in listings:
+        print(f"[*] {listing.root}: {listing.summary()}")
+    names = [name for listing in listings for name in listing.names()]
+    sizes = [size for listing in listings for size in listing.sizes]
+    counts = {f"{listing.root.name}/{name}": count for listing in listings for name, count in listing.counts().items()}
+    # Sorted, so that the order in which a file system or a class is listed does not matter.
+    listed = "\n".join(sorted(f"{name}\0{size}" for name, size in zip(names, sizes, strict=True)))
+    record = ImageRecord(counts, hashlib.sha256(listed.encode()).hexdigest(), validation=[])
+    check(record)
 
-    root = Path(data.data_dir) / half
-    try:
-        folder = ImageFolder(str(root))
-    except FileNotFoundError as error:
-        raise InputError(f"{root} must hold a folder of images for each class: {error}") from error
-    classes = folder.classes if classes is None else classes
-    unknown = sorted(set(folder.classes) - set(classes))
+    known = listings[0].classes if classes is None else classes
+    for listing in listings:
+        check_classes(listing, known)
+    labels = [known.index(listing.classes[label]) for listing in listings for label in listing.labels]
+    paths = [path for listing in listings for path in listing.paths]
+    headers = read_headers(paths, resized=bool(data.image_height), hide_bars=hide_bars)
+    channels = channels or headers.channels
+    size = (data.image_height or headers.size[0], data.image_width or headers.size[1])
+    pool = DecoderPool(Decoder(channels, size), min(data.num_workers, len(paths)))
+    files = ImageFiles(paths, torch.tensor(labels), pool)
+    if len(paths) * channels * size[0] * size[1] <= IN_MEMORY:
+        return DataSet(Examples(files.decode_all(hide_bars), files.labels), known, record, names)
+    return DataSet(files, known, record, names)
+
+
+def list_halves(data_dir: Path, train: bool) -> list[Listing]:
+    """The images of train, and of val if it is there; or those of test.
+
+    Raises:
+        InputError: a folder has no images, or train has one class alone, or one without images.
+    """
+    if not train:
+        return [list_images(data_dir / "test")]
+    listing = list_images(data_dir / "train", all_classes=True)
+    if len(listing.classes) == 1:
+        deeper = sorted({name.split("/")[2] for name in listing.names() if name.count("/") > 2})
+        remedy = f"move its folders ({', '.join(deeper[:MOST_NAMED])}) up" if deeper else "add another"
+        raise InputError(f"{listing.root} holds one class alone, {listing.classes[0]}: {remedy}")
+    validation = data_dir / VALIDATION
+    return [listing, *([list_images(validation)] if validation.is_dir() else [])]
+
+
+def check_classes(listing: Listing, known: list[str]):
+    """Raises InputError if there are images of a class that training lacks."""
+    unknown = sorted(set(listing.classes) - set(known))
     if unknown:
-        raise InputError(f"{root} has classes that the training images lack: {', '.join(unknown)}")
-    paths = [path for path, _ in folder.samples]
-    labels = torch.tensor([classes.index(folder.classes[label]) for _, label in folder.samples])
-
-    colour, (height, width) = _inspect(paths, resized=bool(data.image_height))
-    channels = channels or (3 if colour else 1)
-    size = (data.image_height or height, data.image_width or width)
-    files = ImageFiles(paths, labels, channels, size)
-    if len(paths) * channels * size[0] * size[1] > IN_MEMORY:
-        return files, classes
-    images = torch.empty(len(paths), channels, *size, dtype=torch.uint8)
-    batches = torch.arange(len(files)).split(256)
-    for index, (batch, _) in zip(batches, decode(files, batches, data.num_workers), strict=True):
-        images[index] = batch
-    return Examples(images, labels), classes
-
-
-def _inspect(paths: list[str], resized: bool) -> tuple[bool, tuple[int, int]]:
-    """Whether any image is in colour, and the height and width of all, from their headers alone.
-
-    Raises:
-        InputError: one cannot be read, has pixels of more than 16 bits, or, where they are not to be resized, another
-            size.
-    """
-    from PIL import Image
-
-    colour, first = False, None
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                mode, size = image.mode, (image.height, image.width)
-        except (OSError, Image.DecompressionBombError) as error:
-            raise InputError(f"{path} cannot be read as an image ({error}): repair or remove it") from error
-        if mode in ("I", "F"):  # nobody knows between which numbers they lie
-            raise InputError(f"{path} has pixels of 32 bits: save the images with 8 or 16")
-        colour |= mode not in ("1", "L", "LA") and not mode.startswith("I;16")
-        first = first or size
-        if size != first and not resized:
-            raise InputError(
-                f"{path} is {size[1]} x {size[0]} pixels and {paths[0]} {first[1]} x {first[0]}: "
-                f"give all one size with --image_width= and --image_height="
-            )
-    return colour, first
-
-
-def decode(files: ImageFiles, batches: Sequence[Tensor], num_workers: int):
-    """Yields (images, labels) of a folder for each batch, given as indices (B,), decoded by worker processes.
-
-    Raises:
-        InputError: an image cannot be read.
-    """
-    order = [index.tolist() for index in batches]
-    try:
-        # The loader draws a seed for its workers; not from the global generator, which draws the initial weights.
-        alone = torch.Generator()
-        yield from DataLoader(files, batch_sampler=order, num_workers=min(num_workers, len(files)), generator=alone)
-    except InputError as error:  # a worker's comes wrapped in its traceback
-        raise InputError(str(error).strip().splitlines()[-1].removeprefix("training.cli.InputError: ")) from None
+        raise InputError(f"{listing.root} has classes that the training images lack: {', '.join(unknown)}")

@@ -269,7 +269,7 @@ class Worker:
         torch.compiler.reset()  # after a number of trainings in one process it would silently not compile
         device = pick_device(config.machine.use_gpu)
         checkpoint = load_checkpoint(config.checkpoint_path, to_resume=True) if config.call.resume else None
-        trainer = Trainer(config, self.load(config, device), device, checkpoint)
+        trainer = Trainer(config, self.load(config, device, checkpoint), device, checkpoint)
 
         def report(state: Progress | EpochResult):
             with warnings.catch_warnings():
@@ -285,9 +285,12 @@ class Worker:
             trainer.train(on_epoch=[*reports, report])
         return 100 - trainer.progress.best_valid_acc
 
-    def load(self, config: Config, device: torch.device) -> tuple[Loader, Loader]:
-        """The loaders of these settings; the latest are kept."""
+    def load(self, config: Config, device: torch.device, checkpoint: dict | None) -> tuple[Loader, Loader]:
+        """The loaders of these settings; the latest are kept, but for a training that resumes, whose images must be
+        those of its checkpoint."""
         key = config.data, config.training.random_seed
+        if checkpoint:
+            return get_train_valid_loader(*key, device, checkpoint=checkpoint)
         if self.loaders[0] != key:
             with FileLock(self.search.folder / "data.lock"):  # only one downloads
                 self.loaders = key, get_train_valid_loader(*key, device)

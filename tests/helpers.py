@@ -69,9 +69,12 @@ def assert_one_line(result: subprocess.CompletedProcess, *hints: str):
         assert hint in result.stderr
 
 
-def loaders_of(config: Config, device: torch.device = CPU) -> tuple[Loader, Loader]:
+def loaders_of(config: Config, device: torch.device = CPU, checkpoint: dict | None = None) -> tuple[Loader, Loader]:
     """The loaders of a training."""
-    return get_train_valid_loader(config.data, config.training.random_seed, device)
+    accept = config.call.accept_changes
+    return get_train_valid_loader(
+        config.data, config.training.random_seed, device, checkpoint=checkpoint, accept_changes=accept
+    )
 
 
 def loader_for_test(config: Config, spec, device: torch.device = CPU) -> Loader:
@@ -80,7 +83,7 @@ def loader_for_test(config: Config, spec, device: torch.device = CPU) -> Loader:
 
 def train(config: Config, checkpoint: dict | None = None) -> Trainer:
     """A training as main.py runs it, on the CPU."""
-    trainer = Trainer(config, loaders_of(config), CPU, checkpoint)
+    trainer = Trainer(config, loaders_of(config, CPU, checkpoint), CPU, checkpoint)
     with open_run(config, CPU, trainer.progress.epoch, trainer.progress.step), open_reports(config, trainer) as reports:
         trainer.train(on_epoch=reports)
     return trainer

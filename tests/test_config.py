@@ -153,7 +153,7 @@ def test_what_may_change_follows_from_groups_and_marks():
     resumed, tested, shared = (set(names_marked(mark)) for mark in (Mark.RESUME, Mark.TEST, Mark.SHARED))
     free = {*names_of(CallConfig, MachineConfig), "M", "data_dir", "num_workers"}
     assert resumed == free | {"epochs", "train_patience", "clip_grad_norm"}
-    assert tested == free | {"batch_size"}
+    assert tested == free | {"batch_size", "image_height", "image_width"}
     assert shared == free | {"random_seed"} | set(names_of(DataConfig)) - {"batch_size"}
 
 

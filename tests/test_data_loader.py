@@ -48,7 +48,7 @@ def test_batches_are_normalised_by_the_training_images(small_mnist):
     torch.testing.assert_close(model.denormalize(normalised), images / 255)
     assert valid.spec == train.spec and valid.num_images == 10
     test = loader_for_test(make_config(data_dir=str(small_mnist)), train.spec)
-    raw = read_examples(make_config(data_dir=str(small_mnist)).data, 1, train=False)[0].images
+    raw = read_examples(make_config(data_dir=str(small_mnist)).data, 1, train=False).examples.images
     assert torch.equal(next(iter(test)).images, raw)
 
 
@@ -102,7 +102,7 @@ def test_digits_need_no_files_and_the_three_parts_share_no_image():
 
 
 def test_real_mnist_is_read_whole(mnist_dir):
-    examples, _ = read_examples(make_config(data_dir=str(mnist_dir)).data, 1, train=True)
+    examples, *_ = read_examples(make_config(data_dir=str(mnist_dir)).data, 1, train=True)
     assert examples.images.shape == (60000, 1, 28, 28) and examples.images.dtype == torch.uint8
     assert examples.labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     spec = loaders_of(make_config(data_dir=str(mnist_dir)))[0].spec

@@ -74,11 +74,11 @@ def test_classes_channels_and_sizes_come_from_the_data(folder):
 @pytest.mark.parametrize("byte_order", ["<u2", ">u2"])
 def test_grey_images_of_16_bits_keep_their_shades(tmp_path, byte_order):
     shades = np.arange(0, 65536, 64, dtype=byte_order).reshape(32, 32)
-    for half in ("train", "test"):
-        (tmp_path / half / "a").mkdir(parents=True)
-        Image.fromarray(shades).save(tmp_path / half / "a" / "1.tiff")
-        Image.fromarray(shades.astype("<u2")).save(tmp_path / half / "a" / "2.png")
-    examples, _ = read_examples(config_of(tmp_path).data, 1, train=True)
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    Image.fromarray(shades).save(tmp_path / "train" / "a" / "1.tiff")
+    Image.fromarray(shades.astype("<u2")).save(tmp_path / "train" / "b" / "2.png")
+    examples, *_ = read_examples(config_of(tmp_path).data, 1, train=True)
     assert examples.images.shape == (2, 1, 32, 32)
     for image in examples.images:
         assert torch.equal(image[0], torch.from_numpy((shades // 256).astype(np.uint8)))
@@ -86,8 +86,9 @@ def test_grey_images_of_16_bits_keep_their_shades(tmp_path, byte_order):
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
 def test_images_of_32_bits_are_rejected(tmp_path, kind):
-    (tmp_path / "train" / "a").mkdir(parents=True)
-    Image.fromarray(np.ones((9, 9), kind)).save(tmp_path / "train" / "a" / "1.tiff")
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.fromarray(np.ones((9, 9), kind)).save(tmp_path / "train" / name / "1.tiff")
     with pytest.raises(InputError, match=r"1\.tiff has pixels of 32 bits: save the images with 8 or 16"):
         read_examples(config_of(tmp_path).data, 1, train=True)
 
@@ -157,7 +158,7 @@ def test_images_are_resized_on_request(folder):
     sizes = {"image_height": 13, "image_width": 20}
     spec = loaders_of(config_of(folder, **sizes))[0].spec
     assert spec[1:4] == (3, 13, 20)
-    digits, _ = read_examples(make_config(dataset="digits", **sizes).data, 1, train=True)
+    digits, *_ = read_examples(make_config(dataset="digits", **sizes).data, 1, train=True)
     assert digits.images.shape[1:] == (1, 13, 20)
 
 
@@ -185,7 +186,7 @@ def test_an_unreadable_image_is_named_in_one_line(folder, content, num_workers):
 
 def test_an_image_too_large_to_be_opened_safely_is_named(folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(InputError, match=r"0\.png cannot be read as an image .*decompression bomb"):
+    with pytest.raises(InputError, match=r"480 of 480 files .*: \S+/amber/0\.png .*decompression bomb"):
         loaders_of(config_of(folder))
 
 

@@ -133,7 +133,7 @@ def test_idx_bytes(tmp_path, name, place, patch, end, cut):
     content[place : place + len(patch)] = patch
     path.write_bytes(content[: end % len(content)] if cut else content)
     try:
-        examples, _ = read_examples(make_config(data_dir=str(tmp_path)).data, 1, train=True)
+        examples, *_ = read_examples(make_config(data_dir=str(tmp_path)).data, 1, train=True)
     except InputError as error:
         assert "\n" not in str(error)
     else:
