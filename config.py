@@ -274,6 +274,13 @@ class Config:
         data, model, training, call = self.data, self.model, self.training, self.call
         widest = model.patch_size * model.glimpse_scale ** min(model.num_patches - 1, 31)
         require(model, "num_patches", widest < 2**16, "fewer: the widest patch must be under 65536 pixels wide")
+        own = TASKS[data.task]  # of a Config that was not made by make_config
+        agreed = data.dataset == own.get("dataset", data.dataset)
+        require(
+            data, "task", agreed, f"another with --dataset={data.dataset}; in Python, make_config sets what a task does"
+        )
+        agreed = data.canvas_size or "canvas_size" not in own
+        require(data, "task", agreed, "another without a --canvas_size=; in Python, make_config sets what a task does")
         require(data, "num_clutter", data.canvas_size or not data.num_clutter, "0 without a --canvas_size=")
         require(data, "image_height", bool(data.image_height) == bool(data.image_width), "given with image_width")
         require(training, "policy", training.policy != "scan" or model.scan_radius, "another if --scan_radius= is 0")

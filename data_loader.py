@@ -93,6 +93,8 @@ class Loader:
         canvas_seed: seed of the places and the clutter.
     """
 
+    record: ImageRecord | None = None  # of the training images; of games there is none
+
     def __init__(
         self,
         examples: Examples | ImageFiles,
@@ -111,7 +113,6 @@ class Loader:
         self.shuffle_seed = shuffle_seed
         self.canvas = canvas
         self.canvas_seed = canvas_seed
-        self.record: ImageRecord | None = None  # of the training images
         self.world = ALONE
         self.epoch = 0
 

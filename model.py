@@ -4,10 +4,11 @@ Mnih et al. 2014, section 3. This file and modules.py need torch alone.
 
     model = RecurrentAttention.load("ckpt/ram_6_8x8_1/best.pt")
     rollout = model(images)  # (B, C, H, W), uint8
-    rollout.log_probs.argmax(-1), rollout.locations
+    [model.classes[k] for k in rollout.log_probs.argmax(-1)], rollout.locations
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -176,6 +177,7 @@ class RecurrentAttention(nn.Module):
         first_location: str = "random",
     ):
         super().__init__()
+        self.classes = [str(label) for label in range(num_classes)]  # names; those of a checkpoint are its data's
         self.first_location = first_location
         self.hidden_size = hidden_size
         self.register_buffer("std", torch.tensor(std), persistent=False)  # a schedule may fill in another value
@@ -231,18 +233,24 @@ class RecurrentAttention(nn.Module):
         """Looks num_glimpses times.
 
         Args:
-            images: (B, C, H, W), uint8, or normalised.
+            images: (B, C, H, W), bytes (uint8) as they are, or floats that `normalize` returned; of any precision.
             first_locations: (B, 2) in [-1, 1], or (B, K, 2) to fix the first K locations; the policy chooses the rest.
                 None begins as the model's first_location says.
             noise: (S, B, 2), standard normal, of the policy; None draws it in training mode, and is no noise in
                 evaluation mode.
             generator: source of what is drawn, on the images' device.
+        Raises:
+            TypeError, ValueError: the images are something else. Floats that seem not to be normalised are warned of,
+                in evaluation mode: to look at them waits for the device.
         """
+        images = self.checked(images)
         if first_locations is None:
             first_locations = draw_first_locations(self.first_location, len(images), images.device, generator)
         if noise is None and self.training:
             noise = self.draw_noise(len(images), images.device, generator)
-        gaze = self.look_around(Still(self, images), first_locations, noise)
+        dtype = self.std.dtype  # of a model in double or half precision; else all of these have it already
+        noise = None if noise is None else noise.to(dtype)
+        gaze = self.look_around(Still(self, images), first_locations.to(dtype), noise)
         # The squared error trains the baseline alone, so h_t is detached.
         hiddens = torch.stack(gaze.hiddens).detach()  # (1 + T, B, hidden_size)
         return Rollout(
@@ -345,7 +353,7 @@ class RecurrentAttention(nn.Module):
             mean = self.locator(hidden.detach(), step)
             sample = mean.detach() if shift is None else mean.detach() + self.std * shift
         location = sample.clamp(-1, 1)
-        glimpse = self.sensor(self.retina.look(scene, location), location)  # g_t
+        glimpse = self.sensor(self.retina.look(scene, location).to(self.std.dtype), location)  # g_t
         hidden, state = self.rnn(glimpse, state)  # h_t
         return Glance(mean, sample, hidden, state)
 
@@ -362,6 +370,37 @@ class RecurrentAttention(nn.Module):
         log_probs = self.classifier(glance.hidden)
         actions = (log_probs if luck is None else log_probs + luck).argmax(dim=-1)
         return Frame(glance, log_probs, actions, games.step(actions))
+
+    def checked(self, images: Tensor) -> Tensor:
+        """The images that `forward` is given, floats in the model's precision; raises what `forward` raises."""
+        if not isinstance(images, Tensor):
+            raise TypeError(
+                f"images must be a tensor, not {type(images).__name__}: torch.from_numpy makes one of an array"
+            )
+        channels, shape = len(self.image_mean), tuple(images.shape)
+        if len(shape) != 4 or shape[1] != channels or 0 in shape:
+            remedy = ""  # for what people have instead
+            if len(shape) == 3:
+                one = "images[None] makes a batch of one"
+                remedy = f"; {one}" if shape[0] == channels else "; images[:, None] gives grey images their channel"
+            elif len(shape) == 4 and shape[3] == channels:
+                remedy = "; images.permute(0, 3, 1, 2) puts the channels first"
+            raise ValueError(f"images must be (B, C, H, W) with C = {channels}, not {shape}{remedy}")
+        if images.dtype == torch.uint8:
+            return images
+        if not images.is_floating_point():
+            raise TypeError(
+                f"images must be bytes (uint8) or normalised floats, not {images.dtype}: images.to(torch.uint8)"
+            )
+        if not (self.training or images.is_meta or torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            low, high = (bound.item() for bound in images.detach().aminmax()) if images.numel() else (0, 0)
+            if 0 <= low < high <= 1 or high > 100:
+                warnings.warn(
+                    f"images from {low:g} to {high:g} seem not to be normalised: give bytes (uint8) as they are, or "
+                    f"numbers from 0 to 1 through model.normalize",
+                    stacklevel=5,  # where the model is called
+                )
+        return images.to(self.std.dtype)
 
     def draw_noise(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """The policy's standard normal noise for one rollout, (S, B, 2)."""
@@ -385,6 +424,7 @@ class RecurrentAttention(nn.Module):
         """The model of a checkpoint that was read, on the CPU."""
         model = cls(**checkpoint["model_args"])
         model.load_state_dict(checkpoint["model_state"])
+        model.classes = list(checkpoint["data"]["classes"])
         return model.normalize_by(checkpoint["data"]["mean"], checkpoint["data"]["std"])
 
 

@@ -17,6 +17,7 @@ from config import (
     GROUPS,
     TASKS,
     CallConfig,
+    Config,
     DataConfig,
     MachineConfig,
     Mark,
@@ -208,6 +209,15 @@ def test_a_recipe_that_does_not_exist_names_those_that_do():
 def test_flags_that_contradict_a_checkpoint_are_rejected(flags):
     with pytest.raises(InputError, match=r"is not allowed: it must be (given with --is_train=False|left out with)"):
         get_config(flags)
+
+
+@pytest.mark.parametrize("task", ["cluttered60", "translated60", "fashion", "digits", "folder"])
+def test_a_config_made_by_hand_is_not_named_after_a_task_that_it_does_not_do(task):
+    with pytest.raises(InputError, match=rf"task={task} is not allowed: .*make_config sets what a task does"):
+        Config(data=DataConfig(task=task))
+    assert make_config(task=task).data.task == task
+    mixed = make_config(task="translated60", dataset="fashion")  # the images are free where a task names none
+    assert Config(data=mixed.data) and Config(data=DataConfig(dataset="digits"))
 
 
 def test_parsing_flags_does_not_import_torch():

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
@@ -182,8 +183,16 @@ def draw_caption(ax: Axes, glimpses: Glimpses, i: int, step: int):
 
 
 def short(name: str) -> str:
-    """A class's name, cut to what has room above an image, without matplotlib's formulas."""
-    cut = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    """A class's name, cut to what has room above an image, without matplotlib's formulas.
+
+    A character that cannot be drawn, as the fonts of matplotlib lack it, is written as its code: \\u732b.
+    """
+    fonts = [get_font(findfont(FontProperties(weight=weight))) for weight in ("normal", "bold")]
+    drawn = "".join(
+        character if character.isprintable() and all(font.get_char_index(ord(character)) for font in fonts)
+        else f"\\u{ord(character):04x}" for character in name
+    )  # fmt: skip
+    cut = drawn if len(drawn) <= LONGEST_NAME else drawn[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
     return cut.replace("$", r"\$")
 
 
