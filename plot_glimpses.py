@@ -39,9 +39,10 @@ class PlotConfig(Settings):
     errors: bool = False
     """Draw only images whose class the model predicts wrong, or games that it loses."""
     averages: bool = False
-    """Draw a summary of the whole test set instead, for --checkpoint: NAME_heat_maps.png, where the glimpses fall, and
-    NAME_accuracy.png, how often the prediction is right after each glimpse; NAME is the checkpoint's. Of a game:
-    NAME_gaze.png, where the gaze is in each frame against ball and paddle."""
+    """Draw a summary of the whole test set instead, for --checkpoint: NAME_heat_maps.png, where the glimpses fall,
+    NAME_accuracy.png, how often the prediction is right after each glimpse, and NAME_confusion.png, which classes are
+    taken for which; NAME is the checkpoint's. Of a game: NAME_gaze.png, where the gaze is in each frame against ball
+    and paddle."""
     out: str = ""
     """File to write: .gif, .mp4, or .png, a sheet of all glimpses; empty: a GIF in the run's plot_dir."""
     fps: Annotated[float, Bounds("above 0 and at most 50", lambda value: 0 < value <= 50)] = 1.5
@@ -74,7 +75,7 @@ def main(config: PlotConfig) -> list[Path]:
     from viz.files import animation, png, save_picture
     from viz.games import choose_games, game_frames, gaze_figure, holds_games, load_games, play_all, play_chosen
     from viz.record import choose, load_glimpses, look_at_chosen, open_checkpoint
-    from viz.test_set import accuracy_figure, heat_map_figure, summarise
+    from viz.test_set import accuracy_figure, confusion_figure, heat_map_figure, summarise
 
     if Path(config.out).suffix == ".mp4" and not shutil.which("ffmpeg"):
         raise InputError(f"{config.out} needs ffmpeg, which is not installed: install it, or write a .gif")
@@ -94,6 +95,7 @@ def main(config: PlotConfig) -> list[Path]:
             return [
                 save_picture(folder / f"{stem}_heat_maps.png", png(heat_map_figure(summary))),
                 save_picture(folder / f"{stem}_accuracy.png", png(accuracy_figure(summary))),
+                save_picture(folder / f"{stem}_confusion.png", png(confusion_figure(summary))),
             ]
         found = play_chosen(source, **chosen) if is_game else look_at_chosen(source, **wanted)
     else:

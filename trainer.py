@@ -23,12 +23,14 @@ from training.captured_step import CapturedStep, can_capture, captured
 from training.checkpoint import model_of, save_checkpoint
 from training.cli import InputError
 from training.distributed import ALONE
-from training.evaluation import Metrics, evaluate
+from training.evaluation import Metrics, class_accuracies, class_table, confusion_of, evaluate
 from training.fixed_policies import fixed_locations
 from training.progress import EpochResult, Progress
 from training.run_folder import append_metrics, record_test
 from training.step import GameObjective, Objective, should_compile
 from utils import Interrupted, StopSignal, Stream, generator_seed, make_generator, random_states, restore_random_states
+
+MOST_IN_TABLE = 20  # classes of which a test prints a line each
 
 
 class Diverged(InputError):
@@ -283,21 +285,30 @@ class Trainer:
         )
 
     def evaluate(self, loader: Loader) -> Metrics:
-        return evaluate(self.average, loader, self.config)
+        return evaluate(self.average, loader, self.config).metrics
 
     def test(self) -> Metrics:
         """Prints and returns the test set's metrics, and records a run's in its test.json."""
-        metrics = self.evaluate(self.test_loader)
-        count = self.test_loader.num_images
+        metrics, predictions = evaluate(self.average, self.test_loader, self.config)
+        count, is_game = self.test_loader.num_images, self.config.data.dataset == "catch"
+        by_class = {} if is_game else self.test_classes(predictions)
         print(f"[*] Test Acc: {metrics.correct}/{count} ({metrics.acc:.2f}% - {100 - metrics.acc:.2f}%)")
-        if isinstance(self.test_loader.examples.images, Games):
+        if is_game:
             games = self.test_loader.examples.images.map(Tensor.cpu)
             caught = trivial_players(games, make_generator(Stream.EVALUATION, self.config.training.random_seed))
             print("[*] The same games: " + ", ".join(f"{name} {100 * part:.1f}%" for name, part in caught.items()))
         if self.world.is_main and not self.config.call.checkpoint:
             record = {**metrics._asdict(), "images": count, "M": self.config.training.M, "epoch": self.progress.epoch}
-            record_test(self.config, record, self.progress.best_valid_acc)
+            record_test(self.config, {**record, **by_class}, self.progress.best_valid_acc)
         return metrics
+
+    def test_classes(self, predictions: Tensor) -> dict:
+        """What test.json says of each class; prints a table if there are not too many."""
+        classes = self.spec.classes
+        confusion = confusion_of(self.test_loader.examples.labels, predictions, len(classes))
+        if len(classes) <= MOST_IN_TABLE:
+            print(class_table(confusion, classes))
+        return {"classes": classes, "class_acc": class_accuracies(confusion), "confusion": confusion.tolist()}
 
     def save_metrics(self, result: EpochResult):
         if self.world.is_main:

@@ -285,7 +285,7 @@ class Worker:
             trainer.train(on_epoch=[*reports, report])
         return 100 - trainer.progress.best_valid_acc
 
-    def load(self, config: Config, device: torch.device, checkpoint: dict | None) -> tuple[Loader, Loader]:
+    def load(self, config: Config, device: torch.device, checkpoint: dict | None = None) -> tuple[Loader, Loader]:
         """The loaders of these settings; the latest are kept, but for a training that resumes, whose images must be
         those of its checkpoint."""
         key = config.data, config.training.random_seed

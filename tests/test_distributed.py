@@ -118,7 +118,7 @@ def test_an_image_that_only_fills_a_shard_is_not_counted():
         examples = Examples(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.zeros(5, dtype=torch.long))
         loader = Loader(examples, batch_size=3, device=torch.device("cpu"))
         loader.described_by(describe(loader, ["a", "b"])).shard_with(Member(rank, 3))
-        return evaluate(Right(), loader, make_config()).correct
+        return evaluate(Right(), loader, make_config()).metrics.correct
 
     assert sum(map(correct, range(3))) == 5
 

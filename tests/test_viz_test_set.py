@@ -11,8 +11,9 @@ import plot_glimpses
 from config import Config, make_config
 from main import main
 from plot_glimpses import PlotConfig
+from viz.files import png
 from viz.record import Source, look_at_chosen, open_checkpoint
-from viz.test_set import cells, heat_map_figure, summarise
+from viz.test_set import cells, confusion_figure, heat_map_figure, summarise
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,23 @@ def test_a_heat_map_shows_its_counts_as_they_lie(source):
     np.testing.assert_array_equal(maps, [*summary.by_glimpse, *summary.by_class])
 
 
+def test_the_confusion_matrix_is_the_tests_and_its_picture_shows_it(trained, source):
+    main(trained.replace(is_train=False))
+    test = json.loads((trained.run_dir / "test.json").read_text())["tests"]["M=1"]
+    summary = summarise(source)
+    assert summary.confusion.tolist() == test["confusion"]
+    [ax] = confusion_figure(summary).axes
+    shown = {(round(text.get_position()[1]), round(text.get_position()[0])): text.get_text() for text in ax.texts}
+    assert shown == {(row, column): str(count) for (row, column), count in np.ndenumerate(summary.confusion) if count}
+
+
+@pytest.mark.parametrize("count", [2, 30, 300])
+def test_a_confusion_matrix_of_any_size_is_drawn(source, count):
+    confusion = np.zeros((count, count), int)  # and classes without images
+    summary = summarise(source)._replace(confusion=confusion, classes=[f"a rather long name {k}" for k in range(count)])
+    assert png(confusion_figure(summary)).startswith(b"\x89PNG")
+
+
 def test_many_glimpses_have_maps_side_by_side(source, monkeypatch):
     monkeypatch.setattr("viz.test_set.WIDTH", 1.0)  # inches, as much too narrow for 20 maps as 9 are for 180
     summary = summarise(source)
@@ -80,10 +98,10 @@ def test_many_glimpses_have_maps_side_by_side(source, monkeypatch):
     assert all(0 <= a.x0 < a.x1 <= b.x0 < b.x1 <= 1 for a, b in itertools.pairwise(boxes))
 
 
-def test_a_command_writes_both_pictures_into_the_runs_plots(trained, source, capsys):
+def test_a_command_writes_all_pictures_into_the_runs_plots(trained, source, capsys):
     checkpoint = trained.run_dir / "best.pt"
     paths = plot_glimpses.main(PlotConfig(checkpoint=str(checkpoint), averages=True))
-    assert paths == [trained.run_plots / f"best_{name}.png" for name in ("heat_maps", "accuracy")]
+    assert paths == [trained.run_plots / f"best_{name}.png" for name in ("heat_maps", "accuracy", "confusion")]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     accuracy = 100 * summarise(source).correct[-1] / source.loader.num_images
     assert f"{accuracy:.2f}%\n" in capsys.readouterr().out

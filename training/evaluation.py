@@ -1,10 +1,12 @@
 """One pass over images that the model is not trained on serves validation and test.
 
-metrics = evaluate(RecurrentAttention.load(path), loader, config)
+metrics, predictions = evaluate(RecurrentAttention.load(path), loader, config)
+print(class_table(confusion_of(loader.examples.labels, predictions, 10), loader.spec.classes))
 """
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -29,8 +31,13 @@ class Metrics(NamedTuple):
     correct: int  # images
 
 
+class Evaluation(NamedTuple):
+    metrics: Metrics
+    predictions: Tensor  # (N,) int64, the class predicted for each image of the data set; of games 0
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Loader, config: Config) -> Metrics:
+def evaluate(model: nn.Module, loader: Loader, config: Config) -> Evaluation:
     """Looks at the policy's mean locations, M times per image, from first locations that the seed fixes.
 
     Loss terms are means over the M rollouts; the prediction is the class of the highest mean probability.
@@ -44,6 +51,7 @@ def evaluate(model: nn.Module, loader: Loader, config: Config) -> Metrics:
     locations = evaluation_locations(config, loader)
     meter = AverageMeter()
     correct = torch.zeros((), dtype=torch.long, device=loader.device)
+    predictions = torch.zeros(loader.num_images, dtype=torch.long, device=loader.device)  # 0 in others' shards
     begin = 0
     for images, labels, _, count, shard in tqdm(loader, desc="Evaluate", leave=False, disable=loader.world.hide_bars):
         given = locations[:, begin : begin + count][:, shard.part]
@@ -53,10 +61,41 @@ def evaluate(model: nn.Module, loader: Loader, config: Config) -> Metrics:
             outcome = predict(model, images, labels, given, config)
         meter.update(outcome.losses, shard.images)
         correct += outcome.correct[: shard.images].sum()
+        if outcome.predicted is not None:
+            predictions[begin : begin + count][shard.part][: shard.images] = outcome.predicted[: shard.images]
         begin += count
     *losses, _ = (loader.world.sum(meter.total) / loader.num_images).tolist()
     correct = loader.world.sum(correct).item()
-    return Metrics(*losses, acc=100 * correct / loader.num_images, correct=correct)
+    metrics = Metrics(*losses, acc=100 * correct / loader.num_images, correct=correct)
+    return Evaluation(metrics, loader.world.sum(predictions))
+
+
+def confusion_of(labels: Tensor, predictions: Tensor, num_classes: int) -> np.ndarray:
+    """How many images of each class (row) were predicted to be of each class (column), (num_classes, num_classes)."""
+    from sklearn.metrics import confusion_matrix  # takes a second to import
+
+    return confusion_matrix(labels.numpy(force=True), predictions.numpy(force=True), labels=range(num_classes))
+
+
+def class_accuracies(confusion: np.ndarray) -> list[float | None]:
+    """Accuracy of each class, %; None for a class without images."""
+    counts = confusion.sum(axis=1)
+    return [100 * int(right) / int(count) if count else None
+            for right, count in zip(confusion.diagonal(), counts, strict=True)]  # fmt: skip
+
+
+def class_table(confusion: np.ndarray, classes: list[str]) -> str:
+    """A line for each class: images, how many are right, and as what the others are taken most often."""
+    names = [name if name.isprintable() else ascii(name)[1:-1] for name in classes]
+    width = max(map(len, ["class", *names]))
+    lines = [f"{'class':{width}}  {'images':>7} {'right':>7} {'%':>7}   most often taken for"]
+    for k, (name, acc) in enumerate(zip(names, class_accuracies(confusion), strict=True)):
+        wrong = confusion[k].copy()
+        wrong[k] = 0
+        other = f"{names[wrong.argmax()]} ({wrong.max()})" if wrong.any() else ""
+        shown = "" if acc is None else f"{acc:.2f}"
+        lines.append(f"{name:{width}}  {confusion[k].sum():7} {confusion[k, k]:7} {shown:>7}   {other}".rstrip())
+    return "\n".join(lines)
 
 
 class Outcome(NamedTuple):
@@ -64,6 +103,7 @@ class Outcome(NamedTuple):
 
     losses: Tensor  # (terms,), means
     correct: Tensor  # (B,) bool, whether the predicted class is right, or the ball caught
+    predicted: Tensor | None = None  # (B,), classes; of games there are none
 
 
 def predict(model: nn.Module, images: Tensor, labels: Tensor, locations: Tensor, config: Config) -> Outcome:
@@ -73,7 +113,8 @@ def predict(model: nn.Module, images: Tensor, labels: Tensor, locations: Tensor,
     losses = [hybrid_loss(rollout, labels, **weighting) for rollout in rollouts]
     probabilities = torch.stack([rollout.log_probs.exp() for rollout in rollouts]).mean(dim=0)
     mean = torch.stack([torch.stack(terms) for terms in losses]).mean(dim=0)
-    return Outcome(mean, probabilities.argmax(dim=-1) == labels)
+    predicted = probabilities.argmax(dim=-1)
+    return Outcome(mean, predicted == labels, predicted)
 
 
 def play_games(model: nn.Module, games: Games, locations: Tensor, config: Config, world: World) -> Outcome:

@@ -7,6 +7,7 @@ with open_run(config, device, epoch=0, step=0):
 import contextlib
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -144,6 +145,8 @@ def record_test(config: Config, test: dict, best_valid_acc: float):
                 "config": config.flat(),
                 "trained_with": read_environment(config.run_dir),
             }
-            write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
+            text = json.dumps(record, indent=2)
+            text = re.sub(r"\[[^][{}\"]*\]", lambda list_: f"[{' '.join(list_[0][1:-1].split())}]", text)  # in a line
+            write_whole(path, (text + "\n").encode())
     except (InputError, OSError) as error:  # a finished model may well lie in a folder that is read-only
         print(f"[!] {error}")

@@ -14,12 +14,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
+from training.evaluation import confusion_of
 from viz.figures import GAP, RIGHT, new_figure, place, short, show
 from viz.record import Source
 
 FINEST = 30  # cells of a heat map across an image, at most: finer ones would hold too few glimpses
 WIDTH = 9  # inches
 PER_ROW = 10  # classes side by side
+MOST_NAMED = 40  # classes whose names a confusion matrix has room for
+MOST_NUMBERED = 20  # classes whose numbers it has room for
 
 
 class Summary(NamedTuple):
@@ -32,6 +35,7 @@ class Summary(NamedTuple):
     by_class: np.ndarray  # (num_classes, rows, columns), glimpses that the policy chose
     mean_image: np.ndarray  # (C, H, W), from 0 to 1
     class_means: np.ndarray  # (num_classes, C, H, W)
+    confusion: np.ndarray  # (num_classes, num_classes), images of each class (row) by the class predicted (column)
     classes: list[str]
 
 
@@ -46,12 +50,14 @@ def summarise(source: Source) -> Summary:
     by_class = np.zeros((len(spec.classes), rows, columns), int)
     sums = np.zeros((len(spec.classes), spec.num_channels, spec.height, spec.width))
     counts = np.zeros(len(spec.classes), int)
+    finals = []
     begin = 0
     for batch in tqdm(loader, "Look", leave=False, disable=None):
         rollout = model(batch.images, first_locations[begin : begin + batch.count])
         begin += batch.count
         predictions = model.classifier(rollout.hiddens).argmax(dim=-1)  # (B, T)
         correct += (predictions == batch.labels[:, None]).sum(dim=0).numpy(force=True)
+        finals.append((batch.labels, predictions[:, -1]))
         row, column = cells(rollout.locations, rows, columns)  # (B, T)
         labels = batch.labels.numpy(force=True)
         np.add.at(by_glimpse, (np.arange(steps), row, column), 1)
@@ -60,7 +66,10 @@ def summarise(source: Source) -> Summary:
         np.add.at(counts, labels, 1)
     class_means = sums / np.maximum(counts, 1)[:, None, None, None]
     mean_image = sums.sum(axis=0) / counts.sum()
-    return Summary(model.first_location, begin, correct, by_glimpse, by_class, mean_image, class_means, spec.classes)
+    confusion = confusion_of(*map(torch.cat, zip(*finals, strict=True)), len(spec.classes))
+    return Summary(
+        model.first_location, begin, correct, by_glimpse, by_class, mean_image, class_means, confusion, spec.classes
+    )
 
 
 def cells(locations: Tensor, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
@@ -151,5 +160,27 @@ def accuracy_figure(summary: Summary) -> Figure:
     ax.set_title(f"early predictions, by a classifier trained after glimpse {glimpses[-1]}", fontsize=10)
     ax.set(xlabel="glimpses before the prediction", ylabel="test accuracy, %", ylim=(0, 112), xticks=glimpses)
     ax.spines[["right", "top"]].set_visible(False)
+    figure.tight_layout()
+    return figure
+
+
+def confusion_figure(summary: Summary) -> Figure:
+    """The images of each class (row) by the class that was predicted (column), as fractions of the row."""
+    confusion, count = summary.confusion, len(summary.classes)
+    figure = new_figure(WIDTH, WIDTH)
+    ax = figure.add_subplot()
+    ax.imshow(confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
+    if count <= MOST_NUMBERED:
+        for row, column in np.argwhere(confusion):
+            dark = confusion[row, column] > confusion[row].sum() / 2
+            ax.text(column, row, str(confusion[row, column]), ha="center", va="center", fontsize=8,
+                    color="white" if dark else "black")  # fmt: skip
+    if count <= MOST_NAMED:
+        names = [short(name) for name in summary.classes]
+        ax.set_xticks(range(count), names, fontsize=8, rotation=0 if max(map(len, names)) <= 2 else 90)
+        ax.set_yticks(range(count), names, fontsize=8)
+    right = confusion.trace() / max(confusion.sum(), 1)
+    ax.set(xlabel="predicted class", ylabel="class")
+    ax.set_title(f"{confusion.sum()} test images, {100 * right:.2f} % right", fontsize=10)
     figure.tight_layout()
     return figure
