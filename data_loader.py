@@ -17,7 +17,7 @@ from config import DataConfig
 from images.canvas import draw_canvases
 from images.catch import ACTIONS, Games, Rules, draw_games
 from images.datasets import Examples, ImageRecord, check_classes, list_halves, read_examples
-from images.folder import MOST_NAMED, ImageFiles, read_headers
+from images.folder import MOST_NAMED, ImageFiles, read_headers, readable
 from images.split import begun_with, check_unchanged, recorded, split
 from training.checkpoint import write_whole
 from training.cli import InputError
@@ -331,7 +331,7 @@ def report_folder(data: DataConfig, spec: DataSpec, valid_labels: Tensor):
         if not data.image_height:
             check_shape((spec.num_channels, *headers.size), spec)
     except (InputError, OSError) as error:
-        print(f"[!] A test would fail: {error}")
+        print(f"[!] A test would fail: {readable(str(error))}")
 
 
 def check_shape(shape: tuple[int, int, int], spec: DataSpec):

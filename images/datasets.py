@@ -27,6 +27,7 @@ from images.folder import (
     Listing,
     list_images,
     read_headers,
+    readable,
 )
 from training.cli import InputError
 from utils import Stream, make_generator
@@ -202,7 +203,7 @@ def _read_folder(
     """data_dir/train/CLASS/ with data_dir/val/CLASS/, if there is one, or data_dir/test/CLASS/."""
     listings = list_halves(Path(data.data_dir), train)
     for listing in listings:
-        print(f"[*] {listing.root}: {listing.summary()}")
+        print(f"[*] {readable(str(listing.root))}: {listing.summary()}")
     names = [name for listing in listings for name in listing.names()]
     sizes = [size for listing in listings for size in listing.sizes]
     counts = {f"{listing.root.name}/{name}": count for listing in listings for name, count in listing.counts().items()}

@@ -12,10 +12,14 @@ import torch
 from helpers import CPU, loader_for_test, loaders_of
 from PIL import EpsImagePlugin, Image
 
-from config import Config, make_config
+import plot_glimpses
+from config import Config, get_config, make_config
 from data_loader import Loader
 from images import datasets
 from images.datasets import Examples, read_examples
+from main import main
+from model import RecurrentAttention
+from plot_glimpses import PlotConfig
 from training.cli import InputError
 
 RANDOM = np.random.default_rng(0)
@@ -339,13 +343,19 @@ def test_a_bar_shows_that_images_are_read(plain, capsys):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has Unicode names alone")
-def test_a_class_name_that_is_not_utf_8_is_text_everywhere(plain):
+def test_a_class_name_that_is_not_utf_8_is_text_everywhere(plain, capsys):
     for half in ("train", "test"):
         os.rename(os.fsencode(plain / half / "b"), os.fsencode(plain / half) + b"/caf\xe9")
-    train, _ = loaders_of(config_of(plain))
-    assert train.spec.classes == ["a", "caf\\xe9"]
-    train.spec.classes[1].encode()
-    assert labels_of(loader_for_test(config_of(plain), train.spec)) == [0] * 4 + [1] * 4
+    places = [f"--{name}={plain / name}" for name in ("ckpt_dir", "logs_dir", "plot_dir")]
+    flags = ["--task=folder", f"--data_dir={plain}", "--num_workers=0", "--hidden_size=8", "--num_glimpses=2", *places]
+    main(get_config([*flags, "--epochs=1", "--use_tensorboard=True"]))
+    main(get_config([*flags, "--epochs=2", "--resume=True"]))
+    main(get_config([*flags, "--is_train=False"]))
+    printed = capsys.readouterr().out
+    assert "[*] Test Acc: " in printed and printed.encode()
+    best = get_config(flags).run_dir / "best.pt"
+    assert RecurrentAttention.load(best).classes == ["a", "caf\\xe9"]
+    assert len(plot_glimpses.main(PlotConfig(checkpoint=str(best), averages=True, plot_dir=str(plain)))) == 3
 
 
 def test_a_png_whose_tag_comes_after_its_pixels_is_not_decoded_to_look_for_it(plain, monkeypatch):

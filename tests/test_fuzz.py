@@ -1,5 +1,6 @@
 """Whatever the flags or the bytes: it works, or ends with the clear line. Never a traceback, never code run."""
 
+import io
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from helpers import train, write_idx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from config import Config, get_config, make_config
 from data_loader import spec_of
@@ -138,3 +140,31 @@ def test_idx_bytes(tmp_path, name, place, patch, end, cut):
         assert "\n" not in str(error)
     else:
         assert len(examples.images) == len(examples.labels) and examples.images.dtype == torch.uint8
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+IMAGES = {"PNG": {}, "JPEG": {"exif": TURNED}, "WEBP": {}, "TIFF": {"compression": "tiff_lzw"}, "BMP": {}, "PPM": {}}
+PATCHES = st.lists(st.tuples(st.integers(0), st.binary(min_size=1, max_size=4)), max_size=4)
+
+
+@BOUNDED
+@given(st.sampled_from(sorted(IMAGES)), PATCHES, st.integers(0), st.booleans())
+def test_image_bytes(tmp_path, kind, patches, end, cut):
+    for name in "ab":
+        (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 6)).save(tmp_path / "train" / name / "1.png")
+    buffer = io.BytesIO()
+    Image.effect_noise((9, 6), 50).convert("RGB").save(buffer, kind, **IMAGES[kind])
+    content = bytearray(buffer.getvalue())
+    for place, patch in patches:
+        place %= len(content)
+        content[place : place + len(patch)] = patch
+    (tmp_path / "train" / "a" / "2.png").write_bytes(content[: end % len(content)] if cut else content)
+    config = make_config(task="folder", data_dir=str(tmp_path), num_workers=0, image_width=9, image_height=6)
+    try:
+        examples = read_examples(config.data, 1, train=True).examples
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert examples.images.shape == (3, 3, 6, 9)
