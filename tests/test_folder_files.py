@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import CPU, loader_for_test, loaders_of
+from helpers import CPU, command, loader_for_test, loaders_of
 from PIL import EpsImagePlugin, Image
 
 import plot_glimpses
@@ -334,6 +334,22 @@ def test_workers_are_started_once_for_all_passes(plain, monkeypatch):
     first = next(outer)
     assert [len(batch.labels) for batch in valid] == [4]
     assert len(first.labels) + sum(len(batch.labels) for batch in outer) == 36
+
+
+@pytest.mark.slow
+def test_workers_stream_where_processes_are_spawned(plain):
+    """As on macOS and Windows, and with Python 3.14."""
+    code = f"""import multiprocessing, sys
+multiprocessing.set_start_method("spawn")
+from images import datasets
+from main import run
+datasets.IN_MEMORY = 100
+sys.exit(run(["--task=folder", "--data_dir={plain}", "--num_workers=2", "--epochs=2", "--batch_size=8",
+              "--use_gpu=False", "--ckpt_dir={plain / "ckpt"}", "--plot_dir={plain / "plots"}", "--hidden_size=8"]))
+"""
+    done = command("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "Epoch 2/2" in done.stdout
 
 
 def test_a_bar_shows_that_images_are_read(plain, capsys):
