@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, command
 
 from config import (
     GROUPS,
@@ -198,6 +199,15 @@ def test_a_recipe_that_is_wrong_is_named_in_one_line(tmp_path, text, why):
     with pytest.raises(InputError, match=rf"mine\.toml .*{re.escape(why)}") as error:
         get_config([recipe(tmp_path, text)])
     assert "\n" not in str(error.value)
+
+
+def test_a_recipe_with_a_byte_order_mark_is_read_under_any_locale(tmp_path):
+    """Windows' editors write the mark; a machine without a language reads text as ASCII."""
+    (tmp_path / "mine.toml").write_bytes('\ufefftask = "digits"  # größer\n'.encode())
+    code = f"import config; print(config.get_config(['--recipe={tmp_path / 'mine.toml'}']).data.task)"
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = command("-c", code, env={**os.environ, **ascii_only})
+    assert done.stdout == "digits\n", done.stderr
 
 
 def test_a_recipe_that_does_not_exist_names_those_that_do():
