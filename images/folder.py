@@ -8,6 +8,7 @@ headers = read_headers(listing.paths, resized=False)
 import contextlib
 import os
 import stat
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -77,8 +78,11 @@ class Listing(NamedTuple):
 
 
 def readable(name: str) -> str:
-    """A name from the file system as text: bytes that are not UTF-8 are written \\xe9."""
-    return os.fsencode(name).decode(errors="backslashreplace")
+    """A name from the file system as text: bytes that are not UTF-8 are written \\xe9.
+
+    An é is one character, whether the folder was made on a Mac, which writes an e and an accent, or elsewhere.
+    """
+    return unicodedata.normalize("NFC", os.fsencode(name).decode(errors="backslashreplace"))
 
 
 def is_hidden(name: str) -> bool:

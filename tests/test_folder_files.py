@@ -374,6 +374,15 @@ def test_a_class_name_that_is_not_utf_8_is_text_everywhere(plain, capsys):
     assert len(plot_glimpses.main(PlotConfig(checkpoint=str(best), averages=True, plot_dir=str(plain)))) == 3
 
 
+def test_a_class_that_came_from_a_mac_is_the_same_class(plain):
+    """Which writes é as two characters."""
+    (plain / "train" / "b").rename(plain / "train" / "cafe\u0301")
+    (plain / "test" / "b").rename(plain / "test" / "caf\u00e9")
+    train, _ = loaders_of(config_of(plain))
+    assert train.spec.classes == ["a", "caf\u00e9"]
+    assert labels_of(loader_for_test(config_of(plain), train.spec)) == [0] * 4 + [1] * 4
+
+
 def test_a_png_whose_tag_comes_after_its_pixels_is_not_decoded_to_look_for_it(plain, monkeypatch):
     path = plain / "train" / "a" / "0.png"
     content = path.read_bytes()
