@@ -305,6 +305,7 @@ class Config:
         alike = "random" not in (model.first_location, training.policy)
         require(training, "M", training.M == 1 or not alike, "1 if --first_location= is not random: all would be alike")
         require(call, "checkpoint", not (call.checkpoint and call.is_train), "given with --is_train=False")
+        require(call, "accept_changes", call.resume or not call.accept_changes, "given with --resume=True")
         require(call, "best", call.best or not call.checkpoint, "left out with --checkpoint=")
         plain = Path(call.run_name).name == call.run_name and call.run_name != ".."
         require(call, "run_name", plain, "one folder name, without slashes")

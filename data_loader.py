@@ -306,7 +306,7 @@ def get_train_valid_loader(
     )
     train_loader.record = recorded(data_set, valid)
     spec = describe(train_loader, data_set.classes)
-    if trained and spec[:4] == trained[:4]:
+    if trained and spec[:4] == trained[:4] and begun.changes(data_set.record):
         spec = trained  # the model keeps the mean and std it began with, whatever was added
     valid_loader = make_evaluation_loader(data, examples.take(valid), device, world, VALIDATION_CANVASES)
     if data.dataset == "folder":
@@ -327,8 +327,9 @@ def report_folder(data: DataConfig, spec: DataSpec, valid_labels: Tensor):
         [listing] = list_halves(Path(data.data_dir), train=False)
         check_classes(listing, spec.classes)
         firsts = [listing.paths[listing.labels.index(label)] for label in sorted(set(listing.labels))]
-        headers = read_headers(firsts, resized=bool(data.image_height), hide_bars=True)
-        if not data.image_height:
+        resized = bool(data.image_height or data.canvas_size)
+        headers = read_headers(firsts, resized, hide_bars=True)
+        if not resized:
             check_shape((spec.num_channels, *headers.size), spec)
     except (InputError, OSError) as error:
         print(f"[!] A test would fail: {readable(str(error))}")

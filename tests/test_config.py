@@ -221,6 +221,12 @@ def test_flags_that_contradict_a_checkpoint_are_rejected(flags):
         get_config(flags)
 
 
+def test_changes_are_accepted_by_a_resume_alone():
+    with pytest.raises(InputError, match="accept_changes=True is not allowed: it must be given with --resume=True"):
+        make_config(accept_changes=True)
+    assert make_config(accept_changes=True, resume=True).call.accept_changes
+
+
 @pytest.mark.parametrize("task", ["cluttered60", "translated60", "fashion", "digits", "folder"])
 def test_a_config_made_by_hand_is_not_named_after_a_task_that_it_does_not_do(task):
     with pytest.raises(InputError, match=rf"task={task} is not allowed: .*make_config sets what a task does"):

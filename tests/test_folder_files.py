@@ -312,6 +312,12 @@ def test_what_a_test_would_stumble_over_is_said_before_the_training(plain, wrong
     assert "[!] A test would fail: " in capsys.readouterr().out
 
 
+def test_a_canvas_holds_test_images_of_any_size(plain, capsys):
+    train, _ = loaders_of(config_of(plain, canvas_size=20))
+    assert "A test would fail" not in capsys.readouterr().out
+    assert loader_for_test(config_of(plain, canvas_size=20), train.spec).num_images == 8
+
+
 def test_workers_are_started_once_for_all_passes(plain, monkeypatch):
     """Of training and validation, with passes that are broken off, and one within another."""
     monkeypatch.setattr(datasets, "IN_MEMORY", 100)
