@@ -98,11 +98,13 @@ def list_images(root: Path, all_classes: bool = False) -> Listing:
         InputError: there is no such folder, or no image in it.
     """
     wanted = f"{root} must hold a folder of images for each class"
-    if not root.is_dir():
-        raise InputError(f"{wanted}: it is no folder")
+    try:
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except FileNotFoundError as error:
+        raise InputError(f"{wanted}: it is not there") from error
     listing = Listing(root, [], [], [], [], Counter())
     seen = {_identity(root)}
-    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+    for entry in entries:
         if not entry.is_dir():
             image = entry.name.lower().endswith(ENDINGS) and not is_hidden(entry.name)
             listing.passed_over["unsorted image" if image else _kind(entry.name)] += 1
