@@ -24,7 +24,7 @@ from utils import Stream, make_generator
 
 TEST_CANVASES, VALIDATION_CANVASES = 0, 2**32  # seeds, also of games; those of runs are below the latter
 TEST_GAMES = 10_000
-GPU_BATCH = 2000  # images of an evaluation's batch, at least: small ones leave a GPU idle
+GPU_BATCH = 2000  # images, or games, of an evaluation's batch there, at least: few take as long as many
 SAMPLE = 10_000  # images or canvases from which mean and standard deviation are taken, if they are not in memory
 
 

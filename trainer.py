@@ -244,10 +244,11 @@ class Trainer:
     def example(self) -> tuple[Tensor | Games, ...]:
         """Arguments of the objective, of a full batch."""
         count, device = self.config.data.batch_size, self.device
+        generator = torch.Generator(device)  # the global one stays as it is
         labels = torch.zeros(count, dtype=torch.long, device=device)
-        first_locations = draw_first_locations(self.config.model.first_location, count, device)
-        locations = fixed_locations(self.config, first_locations, centres=first_locations)
-        noise = self.objective.draw_noise(count, torch.Generator(device))
+        first_locations = draw_first_locations(self.config.model.first_location, count, device, generator)
+        locations = fixed_locations(self.config, first_locations, first_locations, generator)
+        noise = self.objective.draw_noise(count, generator)
         return self.train_loader.blank(count), labels, locations, noise
 
     def step_from_memory(self, index: Tensor, generators: list[torch.Generator], steps: Tensor) -> Tensor:
