@@ -188,7 +188,7 @@ class TrainingConfig(Settings):
     """Fraction of the epochs in which it falls."""
     compile: Literal["auto", "True", "False"] = "auto"
     """Compile the training step; that takes up to half a minute and then saves a fifth of each step, or more. auto:
-    where the run is long enough for that to pay. Unless this is False, a CUDA GPU repeats the step as one CUDA graph."""
+    where the run is long enough for that to pay. Unless this is False, a CUDA GPU repeats the step as a CUDA graph."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the training step's matrix products and hidden states; auto: bfloat16 where the processor has
     it, which is faster and as accurate. Weights, losses and every evaluation are float32."""
