@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from config import DataConfig
 from images.catch import Games
 from training.cli import InputError
-from utils import Stream, make_generator
+from utils import Stream, ignore_stop_signals, make_generator, spared_signals, usable_cores
 
 IN_MEMORY = 2 * 2**30  # bytes of a folder's images up to which they are kept in memory
 
@@ -226,7 +226,10 @@ def decode(files: ImageFiles, batches: Sequence[Tensor], num_workers: int):
     order = [index.tolist() for index in batches]
     try:
         # The loader draws a seed for its workers; not from the global generator, which draws the initial weights.
-        alone = torch.Generator()
-        yield from DataLoader(files, batch_sampler=order, num_workers=min(num_workers, len(files)), generator=alone)
+        alone, count = torch.Generator(), min(num_workers, len(files), usable_cores())
+        with spared_signals():
+            batches = iter(DataLoader(files, batch_sampler=order, num_workers=count, generator=alone,
+                                      worker_init_fn=ignore_stop_signals))  # fmt: skip
+        yield from batches
     except InputError as error:  # a worker's comes wrapped in its traceback
         raise InputError(str(error).strip().splitlines()[-1].removeprefix("training.cli.InputError: ")) from None
