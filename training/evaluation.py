@@ -3,6 +3,7 @@
 metrics = evaluate(RecurrentAttention.load(path), loader, config)
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -30,7 +31,9 @@ class Metrics(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Loader, config: Config) -> Metrics:
+def evaluate(
+    model: nn.Module, loader: Loader, config: Config, after_batch: Callable[[], None] = lambda: None
+) -> Metrics:
     """Looks at the policy's mean locations, M times per image, from first locations that the seed fixes.
 
     Loss terms are means over the M rollouts; the prediction is the class of the highest mean probability.
@@ -39,6 +42,7 @@ def evaluate(model: nn.Module, loader: Loader, config: Config) -> Metrics:
         model: to be evaluated; it is left in evaluation mode.
         loader: of the images.
         config: read for M, random_seed and the loss's weights, and as `fixed_locations` reads it.
+        after_batch: called after each batch; it may raise.
     """
     model.eval()
     locations = evaluation_locations(config, loader)
@@ -54,6 +58,7 @@ def evaluate(model: nn.Module, loader: Loader, config: Config) -> Metrics:
         meter.update(outcome.losses, shard.images)
         correct += outcome.correct[: shard.images].sum()
         begin += count
+        after_batch()
     *losses, _ = (loader.world.sum(meter.total) / loader.num_images).tolist()
     correct = loader.world.sum(correct).item()
     return Metrics(*losses, acc=100 * correct / loader.num_images, correct=correct)
