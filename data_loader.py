@@ -18,7 +18,7 @@ from images.canvas import draw_canvases
 from images.catch import ACTIONS, Games, Rules, draw_games
 from images.datasets import Examples, ImageFiles, decode, read_examples
 from training.checkpoint import write_whole
-from training.cli import InputError
+from training.cli import InputError, say
 from training.distributed import ALONE, Shard, World
 from utils import Stream, make_generator
 
@@ -380,4 +380,4 @@ def save_samples(loader: Loader, path: Path):
     buffer = io.BytesIO()
     save_image(images / 255, buffer, format="png", nrow=8)
     write_whole(path, buffer.getvalue())
-    print(f"[*] Samples in {path}")
+    say(f"[*] Samples in {path}")

@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import Annotated
 
 from config import Config, make_config
-from training.cli import Bounds, InputError, Positive, Settings, run_command
+from training.cli import Bounds, InputError, PathText, Positive, Settings, run_command
 
 
 @dataclass(frozen=True)
 class PlotConfig(Settings):
     """Shows where a model looks: its glimpses in a few images, or a summary of the whole test set."""
 
-    plot_dir: str = ""
-    """Folder of a run's saved glimpses, and of the pictures; empty: the folder of the checkpoint's run, or of main.py's
-    default run."""
+    plot_dir: PathText = ""
+    """Folder of a run's saved glimpses, and of the pictures; empty: plots/RUN, of the checkpoint's run or else of
+    main.py's default run."""
     epoch: int | None = None
     """Epoch whose saved glimpses to draw; None: the latest saved."""
-    checkpoint: str = ""
+    checkpoint: PathText = ""
     """Draw what the model of this file does on test images, instead of what a training saved."""
-    data_dir: str = ""
-    """Folder of the data sets, for --checkpoint; empty: the one that the checkpoint names."""
+    data_dir: PathText = ""
+    """Folder of the data sets, for --checkpoint; empty: ./data."""
     num_images: Positive = 6
     """Images, or games, to draw, at most; --indices draws all that it names."""
     indices: str = ""
@@ -42,7 +42,7 @@ class PlotConfig(Settings):
     """Draw a summary of the whole test set instead, for --checkpoint: NAME_heat_maps.png, where the glimpses fall, and
     NAME_accuracy.png, how often the prediction is right after each glimpse; NAME is the checkpoint's. Of a game:
     NAME_gaze.png, where the gaze is in each frame against ball and paddle."""
-    out: str = ""
+    out: PathText = ""
     """File to write: .gif, .mp4, or .png, a sheet of all glimpses; empty: a GIF in the run's plot_dir."""
     fps: Annotated[float, Bounds("above 0 and at most 50", lambda value: 0 < value <= 50)] = 1.5
     """Glimpses a second."""
@@ -82,7 +82,7 @@ def main(config: PlotConfig) -> list[Path]:
     chosen = {"indices": indices, "missed": config.errors, "count": config.num_images}
     wanted = {"indices": indices, "label": config.label, "errors": config.errors, "count": config.num_images}
     if config.checkpoint:
-        source = open_checkpoint(config.checkpoint, config.data_dir)
+        source = open_checkpoint(config.checkpoint, config.data_dir or "./data")
         folder, stem = plots_of(config, source.config), Path(config.checkpoint).stem
         is_game = source.config.data.task == "catch"
         if config.averages and is_game:
@@ -127,11 +127,11 @@ def find_glimpses(plot_dir: Path, epoch: int | None) -> Path:
 
 
 def plots_of(config: PlotConfig, trained: Config) -> Path:
-    """Where a checkpoint's pictures go: to the plots of the run whose folder it lies in, else to plots/STEM."""
+    """Where a checkpoint's pictures go: to plots/RUN if it lies in the folder of its run, else to plots/STEM."""
     if config.plot_dir:
         return Path(config.plot_dir)
     path = Path(config.checkpoint).resolve()
-    return trained.run_plots if path.parent.name == trained.name else Path("plots") / path.stem
+    return Path("plots") / (trained.name if path.parent.name == trained.name else path.stem)
 
 
 if __name__ == "__main__":

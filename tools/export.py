@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config import FREE, config_of, make_config, names_marked
-from training.cli import run_command
+from training.cli import PathText, Settings, run_command, say
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(Settings):
     """Writes a run's best model without what only its training needs."""
 
-    run_dir: str = "./ckpt/ram_6_8x8_1"
+    run_dir: PathText = "./ckpt/ram_6_8x8_1"
     """Folder of the run's checkpoints."""
-    models_dir: str = "./models"
+    models_dir: PathText = "./models"
     """Folder to write to, over what is there; the file is named after the run's task."""
     half: bool = False
     """Write the weights in half precision, in half the space: rounded to 11 bits; a model reads them as float32."""
@@ -43,7 +43,7 @@ def main(args: Export) -> Path:
         model["model_state"] = {name: weight.half() for name, weight in model["model_state"].items()}
     path = Path(args.models_dir) / f"{config.data.task}.pt"
     save_checkpoint(model, path)
-    print(f"[*] Model in {path}, epoch {checkpoint['epoch']}, {path.stat().st_size / 1e6:.2f} MB")
+    say(f"[*] Model in {path}, epoch {checkpoint['epoch']}, {path.stat().st_size / 1e6:.2f} MB")
     return path
 
 
