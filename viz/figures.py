@@ -7,20 +7,24 @@ Figures are matplotlib's, drawn without a window. The colours are Okabe and Ito'
 distinguish; right and wrong predictions differ by a sign as well.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font
+from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from tqdm import tqdm
 
-from training.cli import InputError
-from viz.files import to_image
+from training.cli import InputError, printable
+from viz.files import by_defaults, to_image
 from viz.record import Glimpses
 
 BOX_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7")  # from the finest patch to the coarsest
@@ -85,12 +89,13 @@ def columns(glimpses: Glimpses, below: float) -> tuple[Figure, list[tuple[Axes, 
     return figure, places
 
 
+@by_defaults
 def frame_figure(glimpses: Glimpses, step: int) -> Figure:
     """A glimpse of each image: its boxes and the path to it; below, the retina's patches, and a bar for each class."""
     num_patches = glimpses.patches.shape[2]
     side = min((COLUMN - GAP) / max(num_patches, 2), 0.6)  # of a patch, inches
     shown = [most_likely(glimpses, i) for i in range(len(glimpses.images))]
-    names = max(len(short(glimpses.classes[k])) for classes in shown for k in classes)
+    names = max(len(short(glimpses.classes, k)) for classes in shown for k in classes)
     upright = names <= 2
     below = side + GAP + BARS + (0.16 if upright else 0.08 + 0.065 * names) + GAP
     figure, places = columns(glimpses, below)
@@ -110,6 +115,7 @@ def frame_figure(glimpses: Glimpses, step: int) -> Figure:
     return figure
 
 
+@by_defaults
 def path_figure(glimpses: Glimpses) -> Figure:
     """The whole path in each image, its glimpses numbered, and the finest box of each."""
     figure, places = columns(glimpses, 0)
@@ -172,7 +178,7 @@ def draw_boxes(ax: Axes, boxes: np.ndarray):
 def draw_caption(ax: Axes, glimpses: Glimpses, i: int, step: int):
     """Above an image: its label, and the model's prediction after this glimpse."""
     label, prediction = glimpses.labels[i], glimpses.predictions[i, step]
-    truth, said = short(glimpses.classes[label]), short(glimpses.classes[prediction])
+    truth, said = short(glimpses.classes, label), short(glimpses.classes, prediction)
     sign, colour = ("\N{CHECK MARK}", RIGHT) if prediction == label else ("\N{BALLOT X}", WRONG)
     ax.text(0, 1, f"is {truth}\n", transform=ax.transAxes, fontsize=9, va="bottom")
     is_last = step == glimpses.locations.shape[1] - 1
@@ -181,10 +187,20 @@ def draw_caption(ax: Axes, glimpses: Glimpses, i: int, step: int):
     ax.text(0, 1, says, transform=ax.transAxes, fontsize=9, va="bottom", color=colour, weight=weight)
 
 
-def short(name: str) -> str:
-    """A class's name, cut to what has room above an image, without matplotlib's formulas."""
+def short(classes: Sequence[str], k: int) -> str:
+    """The name of class k, cut to what has room above an image, without matplotlib's formulas; #k if the font lacks a
+    letter of it."""
+    name = printable(classes[k])
+    if any(font().get_char_index(ord(letter)) == 0 for letter in name):
+        return f"#{k}"
     cut = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
     return cut.replace("$", r"\$")
+
+
+@functools.cache
+def font() -> FT2Font:
+    """The font that matplotlib brings and draws with by default."""
+    return get_font(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf")
 
 
 def most_likely(glimpses: Glimpses, i: int) -> list[int]:
@@ -199,7 +215,7 @@ def draw_bars(ax: Axes, glimpses: Glimpses, i: int, step: int, shown: list[int],
     prediction, label = glimpses.predictions[i, step], glimpses.labels[i]
     colours = [RIGHT if k == label else WRONG if k == prediction else OTHER for k in shown]
     ax.bar(range(len(shown)), glimpses.probabilities[i, step, shown], color=colours, width=0.8)
-    names = [short(glimpses.classes[k]) for k in shown]
+    names = [short(glimpses.classes, k) for k in shown]
     ax.set_xticks(range(len(shown)), names, fontsize=7, rotation=0 if upright else 90)
     for name, k in zip(ax.get_xticklabels(), shown, strict=True):
         name.set(color=RIGHT if k == label else "black", weight="bold" if k == label else "normal")
@@ -209,6 +225,7 @@ def draw_bars(ax: Axes, glimpses: Glimpses, i: int, step: int, shown: list[int],
     ax.spines[["left", "right", "top"]].set_visible(False)
 
 
+@by_defaults
 def curves_figure(metrics: list[dict]) -> Figure:
     """Error, cross-entropy, the baseline's squared error and the learning rate, over a training's epochs.
 
@@ -244,6 +261,7 @@ def curves_figure(metrics: list[dict]) -> Figure:
     return figure
 
 
+@by_defaults
 def patches_figure(examples: dict[str, Glimpses]) -> Figure:
     """A column for each example: an image with the boxes of a glimpse, and the patches as the model receives them.
 

@@ -10,14 +10,19 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
 from training.checkpoint import write_whole
-from training.cli import InputError
+from training.cli import InputError, say
 
 LAST_FRAMES = 3  # frames for which the last one stays
+# A decorator of what draws: by matplotlib's own defaults, whatever the settings of the user are.
+by_defaults = matplotlib.rc_context(
+    {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
+)
 
 
 def save_picture(path: Path, content: bytes) -> Path:
@@ -31,15 +36,17 @@ def save_picture(path: Path, content: bytes) -> Path:
     except InputError as error:
         reason = getattr(error.__cause__, "strerror", None) or error.__cause__
         raise InputError(f"cannot write {path} ({reason}): choose another folder") from error
-    print(f"[*] Picture in {path}")
+    say(f"[*] Picture in {path}")
     return path
 
 
+@by_defaults
 def to_image(figure: Figure) -> Image.Image:
     figure.canvas.draw()
     return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
 
 
+@by_defaults
 def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

@@ -5,7 +5,6 @@ glimpses.locations[0], glimpses.probabilities[0]    # of the first image, one ro
 """
 
 import io
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import Config, config_of
+from config import Config, config_of, make_config
 from data_loader import Batch, DataSpec, Loader, get_test_loader, spec_of
 from model import RecurrentAttention
-from training.checkpoint import load_checkpoint, model_of, write_whole
+from training.checkpoint import check_archive, load_checkpoint, model_of, write_whole
 from training.cli import InputError
 from training.distributed import pick_device
 from training.evaluation import evaluation_locations
@@ -113,16 +112,16 @@ class Source(NamedTuple):
     config: Config  # of the training
 
 
-def open_checkpoint(path: str | Path, data_dir: str = "") -> Source:
+def open_checkpoint(path: str | Path, data_dir: str = "./data") -> Source:
     """The model of a checkpoint with its test images, and where a test looks first in them.
 
     Args:
-        data_dir: folder of the data sets; empty: the one it was trained from.
+        data_dir: folder of the data sets. A checkpoint does not choose it: what is missing there is downloaded.
     Raises:
         InputError: the checkpoint or its data cannot be read.
     """
     checkpoint = load_checkpoint(path)
-    config = config_of({**checkpoint["config"], **({"data_dir": data_dir} if data_dir else {})}, path)
+    config = config_of(checkpoint["config"], path).of_this_machine(make_config(data_dir=data_dir))
     device = pick_device(config.machine.use_gpu)
     loader = get_test_loader(config.data, config.training.random_seed, spec_of(checkpoint, path), device)
     model = model_of(checkpoint, path).to(device).eval()
@@ -196,11 +195,12 @@ def load_glimpses(path: str | Path) -> Glimpses:
         InputError: the file is missing, or holds something else.
     """
     try:
+        check_archive(path)
         with np.load(path, allow_pickle=False) as arrays:
             glimpses = Glimpses(**{name: arrays[name] for name in Glimpses._fields})
         check_shapes(glimpses)
         return glimpses._replace(glimpse_scale=int(glimpses.glimpse_scale))
-    except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # neither zipfile nor numpy names what damaged bytes raise
         raise InputError(
             f"{path} does not hold saved glimpses of this version ({error}): draw the run's checkpoint with "
             f"--checkpoint=, or train with --plot_freq=1"
