@@ -335,9 +335,23 @@ class RecurrentAttention(nn.Module):
 
     @classmethod
     def of(cls, checkpoint: dict) -> "RecurrentAttention":
-        """The model of a checkpoint that was read, on the CPU."""
-        model = cls(**checkpoint["model_args"])
-        model.load_state_dict(checkpoint["model_state"])
+        """The model of a checkpoint that was read, on the CPU.
+
+        Raises:
+            ValueError, or another error: its sizes and weights contradict each other.
+        """
+        sizes, weights = checkpoint["model_args"], checkpoint["model_state"]
+        # A small file may name the sizes of a model larger than any machine: nothing is made before they fit.
+        held = sum(weight.numel() for weight in weights.values() if weight.is_contiguous())
+        fits = all(size <= held for size in sizes.values() if isinstance(size, int))
+        if fits:
+            with torch.device("meta"):  # where nothing takes memory
+                shapes = {name: weight.shape for name, weight in cls(**sizes).state_dict().items()}
+            fits = shapes == {name: weight.shape for name, weight in weights.items() if weight.is_contiguous()}
+        if not fits:
+            raise ValueError("its sizes are not those of its weights")
+        model = cls(**sizes)
+        model.load_state_dict(weights)
         return model.normalize_by(checkpoint["data"]["mean"], checkpoint["data"]["std"])
 
 
