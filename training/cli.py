@@ -180,7 +180,7 @@ def steady_process() -> Iterator[None]:
     before = sys.stdout, sys.stderr
     streams = [stream or open(os.devnull, "w") for stream in before]  # noqa: SIM115
     for stream in streams:
-        if hasattr(stream, "reconfigure"):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # it is no file, or broken
             stream.reconfigure(errors="backslashreplace")  # of a terminal that lacks letters
     sys.stdout = Output(streams[0], "stdout", streams[1])
     sys.stderr = Output(streams[1], "stderr", streams[0])
