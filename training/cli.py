@@ -109,14 +109,10 @@ def as_input_errors() -> Iterator[None]:
         raise InputError(f"cannot use {error.filename} ({error.strerror}): fix that, or name another") from error
     except (MemoryError, RuntimeError) as error:
         text = str(error).lower()
-        if any(sign in text for sign in ("bus error", "shared memory", "torch_shm", "write to file </torch_")):
+        if any(sign in text for sign in ("dataloader worker", "shared memory", "write to file </torch_")):
             raise InputError(
-                "the processes that decode images have no more shared memory (/dev/shm): --num_workers=0 needs none, "
-                "and docker run --shm-size=1g gives a container more"
-            ) from error
-        if "dataloader worker" in text:
-            raise InputError(
-                f"a process that decodes images has died ({str(error).splitlines()[0]}): choose fewer --num_workers="
+                f"a process that decodes images has died ({str(error).splitlines()[0]}): memory or shared memory "
+                f"(/dev/shm) is full; choose fewer --num_workers=, 0 needs none, or docker run --shm-size=1g"
             ) from error
         if isinstance(error, RuntimeError) and "tried to allocate" not in text:
             raise

@@ -4,6 +4,7 @@ objective = Objective(model, config.training, batch_size=128)
 losses = objective(images, labels, first_locations, noise)
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 
@@ -150,5 +151,6 @@ def compiler_arguments(device: torch.device, captured: bool) -> dict:
     if device.type == "cpu":
         from training.fuse_matmuls import FuseMatmuls  # imports the compiler
 
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it would miss CUDA, needlessly
         return {"options": {"post_grad_custom_pre_pass": FuseMatmuls(), "cpp_wrapper": True}}
     return {}
