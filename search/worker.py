@@ -24,7 +24,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import optuna
@@ -97,9 +96,9 @@ class Journal(JournalFileBackend):
         self.path, self.lock = Path(path), JournalFileSymlinkLock(path)
         super().__init__(path, self.lock)
         with self.locked():
-            lines = self.path.read_bytes().splitlines(keepends=True)
+            lines = [line for line in self.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
             whole = [line for line in lines if is_json(line)]
-            if len(whole) < len(lines) - 1:  # not only the last line, which the next change will replace
+            if len(whole) < len(lines):
                 write_whole(self.path, b"".join(whole))
 
     @contextlib.contextmanager
@@ -113,14 +112,14 @@ class Journal(JournalFileBackend):
     def append_logs(self, logs: list[dict]):
         """Adds changes; raises InputError, and leaves the journal as it was, if the disk is full."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with self.locked(), open(self.path, "rb+") as file:
-            end = end_of_lines(file)
-            file.truncate(end)
-            file.seek(end)
+        with self.locked():
+            end = end_of_lines(self.path)
             try:
-                file.write(lines.encode())
-                file.flush()
-                os.fsync(file.fileno())
+                os.truncate(self.path, end)
+                with open(self.path, "ab") as file:
+                    file.write(lines.encode())
+                    file.flush()
+                    os.fsync(file.fileno())
             except OSError as error:
                 os.truncate(self.path, end)
                 raise InputError(
@@ -128,12 +127,13 @@ class Journal(JournalFileBackend):
                 ) from error
 
 
-def end_of_lines(file: BinaryIO) -> int:
+def end_of_lines(path: Path) -> int:
     """How many bytes a file's whole lines take."""
-    for end in range(file.seek(0, os.SEEK_END), 0, -1):
-        file.seek(end - 1)
-        if file.read(1) == b"\n":
-            return end
+    with open(path, "rb") as file:
+        for end in range(file.seek(0, os.SEEK_END), 0, -1):
+            file.seek(end - 1)
+            if file.read(1) == b"\n":
+                return end
     return 0
 
 

@@ -4,6 +4,7 @@ import functools
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -23,9 +24,10 @@ from optuna.trial import TrialState
 import search.__main__ as search_command
 from main import run as run_main
 from search.options import parse
-from search.worker import FINISHED, Worker, finished, open_study, slot_of, slots_of
+from search.worker import FINISHED, Journal, Worker, finished, open_study, slot_of, slots_of
 from trainer import Trainer
 from training.checkpoint import load_checkpoint
+from training.cli import InputError
 
 STD = ["--search", "std=log:0.02:0.3"]
 SET_SIGINT = (
@@ -342,3 +344,46 @@ def test_a_trial_that_was_to_be_pruned_as_its_worker_died_is_pruned_before_it_tr
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.PRUNED]
     assert study.trials[1].user_attrs["note"] == "pruned after 1 epochs"
     assert_exact(search, study)
+
+
+@pytest.mark.parametrize(
+    "torn", [b'{"op_code":4,"wor', b'{"op_code":4,"wor{"op_code":4}\n'], ids=["at the end", "within"]
+)
+def test_a_journal_torn_by_a_full_disk_loses_the_torn_line_alone(flags, torn):
+    """Within: a version before this has appended to the torn line."""
+    search = parse([*flags, "--trials=3", *STD])
+    study = open_study(search)
+    for value in (1.0, 2.0):
+        study.tell(study.ask(), value)
+    journal = search.folder / "journal.log"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + torn)
+    study = open_study(search)
+    assert [trial.value for trial in study.trials] == [1.0, 2.0]
+    study.tell(study.ask(), 3.0)
+    assert [trial.value for trial in open_study(search).trials] == [1.0, 2.0, 3.0]
+    assert journal.read_bytes().startswith(whole)
+
+
+def test_a_change_that_does_not_fit_on_the_disk_leaves_the_journal_as_it_was(flags, tmp_path):
+    journal = Journal(str(tmp_path / "journal.log"))
+    journal.append_logs([{"op_code": 0}])
+    before = journal.path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))
+        with pytest.raises(InputError, match=r"cannot write .*journal.log \(File too large\)"):
+            journal.append_logs([{"op_code": 1, "long": "x" * 100}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert journal.path.read_bytes() == before and not list(tmp_path.glob("*.lock"))
+    journal.append_logs([{"op_code": 2}])
+    assert list(journal.read_logs(0)) == [{"op_code": 0}, {"op_code": 2}]
+
+
+def test_a_signal_between_two_trainings_gives_the_trial_back(flags, monkeypatch, capsys):
+    search = parse([*flags, "--trials=1", "--workers=0", *STD])
+    monkeypatch.setattr(Worker, "load", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert search_command.run(search.argv) == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM, its trial is given back; the same command continues" in capsys.readouterr().err
+    assert [trial.state for trial in open_study(search).trials] == [TrialState.FAIL]
