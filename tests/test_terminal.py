@@ -1,5 +1,6 @@
 """Ctrl-C at a real terminal, which signals all in its foreground: all is saved, and a resume costs nothing."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -36,18 +37,30 @@ def assert_costs_nothing(straight: Config, parts: Config):
     assert one == other
 
 
-def run_in_two_parts(server: ForkServer, terminal: Terminal, at: str, flags: list[str], **environment) -> str:
-    """Trains a run at once and another with a Ctrl-C, when this is printed; returns what the terminal showed of it."""
+def run_in_two_parts(
+    server: ForkServer, terminal: Terminal, at: str, flags: list[str], number=signal.SIGINT, count=1, **environment
+) -> str:
+    """Trains a run at once, and another that a signal to all its processes stops, and that resumes.
+
+    Args:
+        at, count: the signal comes when this has been shown so often.
+
+    Returns:
+        What the terminal showed until it was stopped.
+    """
     server_log = server.log
     server.log = Path("/dev/null")
     assert server.wait(server.start(*flags, "--run_name=straight", **environment)) == 0
     server.log = server_log
     stopped = server.start(*flags, "--run_name=parts", **environment)
-    terminal.wait_for(at)
-    terminal.press_ctrl_c()
-    assert server.wait(stopped) == 128 + signal.SIGINT, terminal.printed
+    terminal.wait_for(at, count)
+    if number == signal.SIGINT:
+        terminal.press_ctrl_c()
+    else:  # as a queue does it
+        os.killpg(stopped, number)
+    assert server.wait(stopped) == 128 + number, terminal.printed
     shown = terminal.printed
-    assert "stopped by SIGINT" in shown and "Traceback" not in shown
+    assert f"stopped by {number.name}" in shown and "Traceback" not in shown
     assert server.wait(server.start(*flags, "--run_name=parts", "--resume", **environment)) == 0, terminal.printed
     assert_costs_nothing(*(get_config([*flags, f"--run_name={name}"]) for name in ("straight", "parts")))
     return shown
@@ -64,18 +77,21 @@ def test_ctrl_c_in_validation(fork_server, terminal, flags):
 
 @pytest.fixture
 def noise(tmp_path) -> Path:
-    """A folder of 240 images in two classes."""
+    """A folder of images in two classes, which take longer to decode than a step."""
     random = np.random.default_rng(0)
-    for i in range(240):
+    for i in range(60):
         path = tmp_path / "images" / "train" / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (28, 28), dtype=np.uint8)).save(path)
+        Image.fromarray(random.integers(0, 256, (400, 400), dtype=np.uint8)).save(path)
     return tmp_path / "images"
 
 
-def test_ctrl_c_while_workers_stream_a_folder(fork_server, terminal, flags, noise):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_while_workers_stream_a_folder(fork_server, terminal, flags, noise, number):
     flags = [*flags, *SMALL, "--task=folder", f"--data_dir={noise}", "--num_workers=2", "--batch_size=4"]
-    assert "saved at step" in run_in_two_parts(fork_server, terminal, "Epoch 2/2: ", flags, IN_MEMORY="1000")
+    # The bar moves once the workers work.
+    shown = run_in_two_parts(fork_server, terminal, "Epoch 2/2: ", flags, number, count=2, IN_MEMORY="1000")
+    assert "saved at step" in shown
 
 
 @pytest.mark.slow
