@@ -4,7 +4,7 @@ PYTHON = $(VENV)/bin/python
 DATA_DIR ?= ./data
 LOWEST = .venv-lowest
 
-.PHONY: demo train test test-all test-lowest figures tables lint
+.PHONY: demo train test test-all test-lowest figures tables lint audit
 .DELETE_ON_ERROR:
 
 # Train on the bundled digits, test, animate: no download, about a minute.
@@ -44,6 +44,12 @@ tables: $(VENV)/installed
 lint: $(VENV)/installed
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+
+# Known security holes of the lowest versions that requirements.txt allows; needs the network.
+audit: $(VENV)/installed
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check pip-audit
+	sed 's/ *#.*//; s/>=/==/; /^$$/d' requirements.txt > $(VENV)/lowest.txt
+	$(PYTHON) -m pip_audit --disable-pip --no-deps -r $(VENV)/lowest.txt
 
 $(VENV)/installed: requirements.txt tests/requirements.txt
 	test -x $(PYTHON) || python3 -m venv $(VENV)

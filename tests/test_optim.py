@@ -9,7 +9,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import make_config
 from model import RecurrentAttention
-from training.optim import average_weights, learning_rate, load_optimizer, make_optimizer, orthogonalize
+from training.optim import (
+    average_weights,
+    learning_rate,
+    load_optimizer,
+    load_plateau,
+    make_optimizer,
+    make_plateau,
+    orthogonalize,
+)
 
 CONFIG = make_config(optimizer="muon", init_lr=3e-3, momentum=0.8, epochs=4, num_glimpses=3)
 
@@ -129,3 +137,17 @@ def test_an_optimizers_state_is_restored_and_fits_no_other(optimizer):
     wider = RecurrentAttention(**config.replace(hidden_size=32).model_args(1, 10))
     with pytest.raises(ValueError, match="shape"):
         load_optimizer(make_optimizer(config.training, wider), state)
+
+
+def test_a_schedules_state_of_another_version_of_torch_is_restored():
+    config = CONFIG.replace(lr_patience=1)
+    model = RecurrentAttention(**config.model_args(1, 10))
+    trained, again = (make_plateau(config.training, make_optimizer(config.training, model)) for _ in range(2))
+    for acc in (3.0, 2.0):
+        trained.step(acc)
+    state = {**trained.state_dict(), "of_another_version": 1}
+    del state["verbose" if "verbose" in state else "eps"]
+    load_plateau(again, state)
+    assert (again.best, again.num_bad_epochs) == (3.0, 1) and not hasattr(again, "of_another_version")
+    with pytest.raises(ValueError, match="its schedule's best is high"):
+        load_plateau(again, {**state, "best": "high"})
