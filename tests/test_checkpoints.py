@@ -16,6 +16,7 @@ from main import run as run_command
 from model import RecurrentAttention
 from training.checkpoint import load_checkpoint, model_of
 from training.cli import InputError
+from viz import games
 from viz.record import load_glimpses, open_checkpoint
 
 
@@ -64,6 +65,18 @@ def zipped_anew(path: Path, compression: int, extra: bytes = b""):
             archive.writestr(name, content)
         if extra:
             archive.writestr("extra", extra)
+
+
+def test_saved_games_that_would_unpack_to_more_than_they_may_are_rejected(tmp_path, monkeypatch):
+    path = tmp_path / "glimpses_1.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("frames.npy", bytes(1_000_001))
+    monkeypatch.setattr(games, "LARGEST_FILE", 1_000_001)
+    assert games.holds_games(path)
+    monkeypatch.setattr(games, "LARGEST_FILE", 1_000_000)
+    assert not games.holds_games(path)
+    with pytest.raises(InputError, match="it holds more than it should"):
+        games.load_games(path)
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "glimpses"])

@@ -93,17 +93,20 @@ def way_on_from(damaged: Path, to_resume: bool) -> str:
     return "restore it, use the run's other checkpoint (best.pt, last.pt), or train again"
 
 
-def check_archive(path: str | Path):
-    """Raises ValueError, or an error of zipfile, unless a zip file is whole and holds no more than its own size.
+def check_archive(path: str | Path, unpacked: int | None = None):
+    """Raises ValueError, or an error of zipfile, unless a zip file is whole and holds no more than it should.
 
-    Nothing that this project writes is compressed. A small file that is may unpack to more than fits into memory.
+    A small file that is compressed may unpack to more than fits into memory.
+
+    Args:
+        unpacked: bytes that it may hold, compressed; None: as many as its own size, not compressed.
     """
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        if unpacked is None and any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise ValueError("it is compressed")
-        if sum(member.file_size for member in members) > os.path.getsize(path):
-            raise ValueError("it holds more than its size")
+        if sum(member.file_size for member in members) > (unpacked or os.path.getsize(path)):
+            raise ValueError("it holds more than it should")
         if archive.testzip():
             raise ValueError("a checksum is wrong")
 
