@@ -141,10 +141,10 @@ def test_a_run_in_parts_equals_a_run_in_one(folder, tmp_path, monkeypatch, in_me
              f"--ckpt_dir={tmp_path / 'ckpt'}", f"--plot_dir={tmp_path / 'plots'}", "--save_every_steps=4"]  # fmt: skip
     train_step = Trainer.train_step
 
-    def step_and_die(trainer, batch, generator):
+    def step_and_die(trainer, *arguments):
         if (trainer.progress.epoch, trainer.progress.step) == (1, 6):  # after the saving at step 4
             raise KeyboardInterrupt
-        return train_step(trainer, batch, generator)
+        return train_step(trainer, *arguments)
 
     main(get_config([*flags, "--run_name=straight"]))
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
