@@ -3,8 +3,9 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 DATA_DIR ?= ./data
 LOWEST = .venv-lowest
+PAGE = .venv-page
 
-.PHONY: demo train test test-all test-lowest figures tables lint audit
+.PHONY: demo train test test-all test-lowest test-page figures tables lint audit
 .DELETE_ON_ERROR:
 
 # Train on the bundled digits, test, animate: no download, about a minute.
@@ -32,6 +33,17 @@ test-lowest:
 	$(LOWEST)/bin/python -m uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
 		-r requirements.txt -r tests/requirements.txt
 	$(LOWEST)/bin/python -m pytest -n auto -m "not slow"
+
+# The tests of the page, in an environment of its own that adds Gradio, and the older pillow that it wants, to .venv's packages.
+test-page: $(PAGE)/installed
+	$(PAGE)/bin/python -m pytest tests/test_page.py
+
+$(PAGE)/installed: $(VENV)/installed requirements-page.txt
+	test -x $(PAGE)/bin/python || $(PYTHON) -m venv $(PAGE)
+	$(PYTHON) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$($(PAGE)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
+	$(PAGE)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-page.txt "playwright>=1.50"
+	touch $@
 
 # Draw the pictures of README and docs, from models/TASK.pt or, if there is none, from the run that was trained.
 figures: $(VENV)/installed

@@ -228,10 +228,11 @@ class RecurrentAttention(nn.Module):
                 evaluation mode.
             generator: source of what is drawn, on the images' device.
         """
+        batch = images.shape[0]  # len() would fix it in an export
         if first_locations is None:
-            first_locations = draw_first_locations(self.first_location, len(images), images.device, generator)
+            first_locations = draw_first_locations(self.first_location, batch, images.device, generator)
         if noise is None and self.training:
-            noise = self.draw_noise(len(images), images.device, generator)
+            noise = self.draw_noise(batch, images.device, generator)
         scene = self.retina.prepare(images, self.num_glimpses, self.image_mean, self.image_std)
         gaze = self.look_around(Still(scene), first_locations, noise)
         # The squared error trains the baseline alone, so h_t is detached.
@@ -294,7 +295,7 @@ class RecurrentAttention(nn.Module):
         """
         fixed = (first_locations[:, None] if first_locations.dim() == 2 else first_locations).unbind(1)  # K of (B, 2)
         unchosen = self.num_glimpses - self.num_choices  # locations that the policy never chooses, 0 or 1
-        hidden, state = first_locations.new_zeros(len(first_locations), self.hidden_size), None  # h_0 = 0
+        hidden, state = first_locations.new_zeros(first_locations.shape[0], self.hidden_size), None  # h_0 = 0
         # The policy's means, and the samples around them before the clamp; a fixed location counts as both.
         means, samples, hiddens = [], [], [hidden]
         for t in range(self.num_glimpses):

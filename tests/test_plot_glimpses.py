@@ -57,7 +57,7 @@ def test_pictures_of_a_checkpoint_that_lies_elsewhere_go_to_a_folder_of_its_name
 
 
 def test_pictures_of_a_shipped_model_go_to_a_folder_of_its_name(trained, tmp_path, monkeypatch):
-    shipped = export(Export(str(trained.run_dir), str(tmp_path / "models")))
+    [shipped] = export(Export(str(trained.run_dir), str(tmp_path / "models")))
     monkeypatch.chdir(tmp_path)
     [path] = plot_glimpses.main(PlotConfig(checkpoint=str(shipped), num_images=1))
     assert path == Path("plots/digits/digits.gif") and Image.open(path).n_frames == trained.model.num_glimpses

@@ -26,15 +26,15 @@ ORDER = [
     ],
     ["config"],
     ["model"],
-    ["training.distributed", "training.checkpoint", "training.fixed_policies", "images.datasets"],
+    ["training.distributed", "training.checkpoint", "training.fixed_policies", "images.datasets", "images.one_image"],
     ["data_loader"],
     ["training.optim", "training.step", "training.evaluation", "training.run_folder"],
     ["training.progress"],
     ["trainer"],
     ["viz.record"],
-    ["viz.files"],
+    ["viz.files", "viz.own_images"],
     ["viz.figures"],
-    ["viz.tensorboard", "viz.test_set", "viz.games"],
+    ["viz.tensorboard", "viz.test_set", "viz.games", "viz.page"],
     ["viz.reports"],
     ["search.options"],
     ["search.worker"],
@@ -42,7 +42,7 @@ ORDER = [
     ["benchmarks.floor"],
     ["main", "plot_glimpses", "search.__main__", "tools.*"],
     ["benchmarks.throughput", "benchmarks.scaling", "benchmarks.startup", "benchmarks.time_to_accuracy"],
-    ["benchmarks.catch"],
+    ["benchmarks.catch", "benchmarks.onnx_speed", "benchmarks.page_speed"],
 ]
 HALL = {"main", "plot_glimpses", "trainer", "model", "modules", "data_loader", "config", "utils"}
 ROOMS = ("images", "training", "viz", "search", "tools", "benchmarks")

@@ -51,6 +51,7 @@ Positive = Annotated[int, Bounds("a whole number from 1 to 2**31 - 1", lambda va
 Count = Annotated[int, Bounds("a whole number from 0 to 2**31 - 1", lambda value: 0 <= value < 2**31)]
 PositiveFloat = Annotated[float, Bounds("a finite number above 0", lambda value: 0 < value < math.inf)]
 NonNegative = Annotated[float, Bounds("a finite number of at least 0", lambda value: 0 <= value < math.inf)]
+Names = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]  # --flag a b, --flag=a --flag=b, or both
 BelowOne = Annotated[float, Bounds("at least 0 and below 1", lambda value: 0 <= value < 1)]
 FROM_HOME = object()  # marks a path, whose ~ is the user's home: shells leave that of --ckpt_dir=~/runs as it is
 PathText = Annotated[str, FROM_HOME]

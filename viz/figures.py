@@ -176,11 +176,15 @@ def draw_boxes(ax: Axes, boxes: np.ndarray):
 
 
 def draw_caption(ax: Axes, glimpses: Glimpses, i: int, step: int):
-    """Above an image: its label, and the model's prediction after this glimpse."""
+    """Above an image: its label if it has one, and the model's prediction after this glimpse."""
     label, prediction = glimpses.labels[i], glimpses.predictions[i, step]
-    truth, said = short(glimpses.classes, label), short(glimpses.classes, prediction)
-    sign, colour = ("\N{CHECK MARK}", RIGHT) if prediction == label else ("\N{BALLOT X}", WRONG)
-    ax.text(0, 1, f"is {truth}\n", transform=ax.transAxes, fontsize=9, va="bottom")
+    said = short(glimpses.classes, prediction)
+    if label < 0:
+        sign, colour = f"({100 * glimpses.probabilities[i, step, prediction]:.0f} %)", RIGHT
+    else:
+        sign, colour = ("\N{CHECK MARK}", RIGHT) if prediction == label else ("\N{BALLOT X}", WRONG)
+        truth = short(glimpses.classes, label)
+        ax.text(0, 1, f"is {truth}\n", transform=ax.transAxes, fontsize=9, va="bottom")
     is_last = step == glimpses.locations.shape[1] - 1
     says = f"{'says' if is_last else 'so far'} {said} {sign}"
     weight = "bold" if is_last else "normal"
@@ -206,13 +210,17 @@ def font() -> FT2Font:
 def most_likely(glimpses: Glimpses, i: int) -> list[int]:
     """The classes that have a bar in image i: its own, and those of the highest probabilities after any glimpse."""
     best = np.argsort(-glimpses.probabilities[i].max(axis=0), kind="stable").tolist()
-    label = int(glimpses.labels[i])
-    return sorted([label, *(k for k in best if k != label)][:MOST_BARS])
+    own = [int(label) for label in glimpses.labels[i : i + 1] if label >= 0]
+    return sorted([*own, *(k for k in best if k not in own)][:MOST_BARS])
 
 
 def draw_bars(ax: Axes, glimpses: Glimpses, i: int, step: int, shown: list[int], upright: bool):
-    """The probabilities of classes after a glimpse: the label's in one colour, a wrong prediction's in another."""
-    prediction, label = glimpses.predictions[i, step], glimpses.labels[i]
+    """The probabilities of classes after a glimpse: the label's in one colour, a wrong prediction's in another.
+
+    Where there is no label, the prediction stands in for it.
+    """
+    prediction = glimpses.predictions[i, step]
+    label = glimpses.labels[i] if glimpses.labels[i] >= 0 else prediction
     colours = [RIGHT if k == label else WRONG if k == prediction else OTHER for k in shown]
     ax.bar(range(len(shown)), glimpses.probabilities[i, step, shown], color=colours, width=0.8)
     names = [short(glimpses.classes, k) for k in shown]
