@@ -3,8 +3,9 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 DATA_DIR ?= ./data
 LOWEST = .venv-lowest
+PAGE = .venv-page
 
-.PHONY: demo train test test-all test-lowest figures tables lint
+.PHONY: demo train test test-all test-lowest test-page figures tables lint audit
 .DELETE_ON_ERROR:
 
 # Train on the bundled digits, test, animate: no download, about a minute.
@@ -33,6 +34,17 @@ test-lowest:
 		-r requirements.txt -r tests/requirements.txt
 	$(LOWEST)/bin/python -m pytest -n auto -m "not slow"
 
+# The tests of the page, in an environment of its own that adds Gradio, and the older pillow that it wants, to .venv's packages.
+test-page: $(PAGE)/installed
+	$(PAGE)/bin/python -m pytest tests/test_page.py
+
+$(PAGE)/installed: $(VENV)/installed requirements-page.txt
+	test -x $(PAGE)/bin/python || $(PYTHON) -m venv $(PAGE)
+	$(PYTHON) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$($(PAGE)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
+	$(PAGE)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-page.txt "playwright>=1.50"
+	touch $@
+
 # Draw the pictures of README and docs, from models/TASK.pt or, if there is none, from the run that was trained.
 figures: $(VENV)/installed
 	$(PYTHON) -m tools.readme_figures --data_dir=$(DATA_DIR)
@@ -44,6 +56,12 @@ tables: $(VENV)/installed
 lint: $(VENV)/installed
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+
+# Known security holes of the lowest versions that requirements.txt allows; needs the network.
+audit: $(VENV)/installed
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check pip-audit
+	sed 's/ *#.*//; s/>=/==/; /^$$/d' requirements.txt > $(VENV)/lowest.txt
+	$(PYTHON) -m pip_audit --disable-pip --no-deps -r $(VENV)/lowest.txt
 
 $(VENV)/installed: requirements.txt tests/requirements.txt
 	test -x $(PYTHON) || python3 -m venv $(VENV)

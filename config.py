@@ -20,6 +20,7 @@ from training.cli import (
     Count,
     InputError,
     NonNegative,
+    PathText,
     Positive,
     PositiveFloat,
     Settings,
@@ -76,7 +77,7 @@ class DataConfig(Settings):
     dataset: Annotated[Literal["mnist", "fashion", "digits", "folder", "catch"], Mark.SHARED] = "mnist"
     """The images: mnist, fashion, digits, or a folder: data_dir/train/CLASS/*.png and data_dir/test/CLASS/*.png,
     with data_dir/val/CLASS/*.png if you like; or catch, the screens of a game."""
-    data_dir: Annotated[str, FREE] = "./data"
+    data_dir: Annotated[PathText, FREE] = "./data"
     """Folder of the data sets, in torchvision's layout (MNIST/raw/train-images-idx3-ubyte and so on)."""
     canvas_size: Annotated[Count, Mark.SHARED] = 0
     """Width and height of the empty canvas on which each image is placed at random, in pixels; 0: no canvas."""
@@ -187,8 +188,8 @@ class TrainingConfig(Settings):
     std_share: Annotated[float, Bounds("above 0 and at most 1", lambda value: 0 < value <= 1)] = 0.7
     """Fraction of the epochs in which it falls."""
     compile: Literal["auto", "True", "False"] = "auto"
-    """Compile the training step, on a CUDA GPU into a CUDA graph; that takes up to half a minute and then saves a fifth
-    of each step on a CPU, or more. auto: where the run is long enough for that to pay."""
+    """Compile the training step; that takes up to half a minute and then saves a fifth of each step, or more. auto:
+    where the run is long enough for that to pay. Unless this is False, a CUDA GPU repeats the step as a CUDA graph."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the training step's matrix products and hidden states; auto: bfloat16 where the processor has
     it, which is faster and as accurate. Weights, losses and every evaluation are float32."""
@@ -215,8 +216,9 @@ class CallConfig(Settings):
 
     is_train: bool = True
     """Train; False tests a trained model on the test set."""
-    resume: bool = False
-    """Resume from the run's latest checkpoint."""
+    resume: Literal[True, False, "auto"] = False
+    """Resume from the run's latest checkpoint; auto: if there is one, and else begin, so that a queue or a script may
+    repeat one command."""
     accept_changes: bool = False
     """Resume although the images of a folder have changed: those that validated the run still do, and all others train
     it."""
@@ -224,19 +226,19 @@ class CallConfig(Settings):
     """Delete what the run's folders hold and start again."""
     best: bool = True
     """Test the best validation model; False tests the latest."""
-    checkpoint: str = ""
+    checkpoint: PathText = ""
     """Test the model of this file, with --is_train=False, instead of a run's."""
-    recipe: str = ""
+    recipe: PathText = ""
     """Take the defaults of the other flags from recipes/NAME.toml, or from the path of your own TOML file; the run is
     named after it."""
     run_name: str = ""
     """Name of the run, and of its folder in ckpt_dir, logs_dir and plot_dir; empty: made from the recipe, or from task,
     glimpses, patch and scale."""
-    ckpt_dir: str = "./ckpt"
+    ckpt_dir: PathText = "./ckpt"
     """Folder of the runs' checkpoints, settings and metrics."""
-    logs_dir: str = "./logs"
+    logs_dir: PathText = "./logs"
     """Folder of the runs' TensorBoard logs."""
-    plot_dir: str = "./plots"
+    plot_dir: PathText = "./plots"
     """Folder of the runs' glimpses, pictures and animations."""
     show_sample: bool = False
     """Save a grid of training images as plot_dir/RUN/samples.png."""
@@ -252,6 +254,8 @@ class MachineConfig(Settings):
     """Use a CUDA or Apple GPU if there is one; False stays on the CPU."""
     use_tensorboard: bool = False
     """Log to TensorBoard."""
+    wandb: str = ""
+    """Log to TensorBoard and to this project of Weights & Biases (pip install wandb)."""
     print_freq: Positive = 10
     """Steps between two updates of the progress bar, and two checks that the loss is finite."""
     plot_freq: Positive = 1
@@ -318,6 +322,11 @@ class Config:
         """The same with other values of these settings; raises InputError as `make_config`."""
         return _grouped({**self.flat(), **settings})
 
+    def of_this_machine(self, here: "Config") -> "Config":
+        """The same with the machine, data_dir and num_workers of other settings: a file from elsewhere sets none."""
+        data = replace(self.data, data_dir=here.data.data_dir, num_workers=here.data.num_workers)
+        return replace(self, data=data, machine=here.machine)
+
     def model_args(self, num_channels: int, num_classes: int) -> dict:
         """What `RecurrentAttention` is built with, for data of so many channels and classes; a checkpoint holds it."""
         return {"num_channels": num_channels, "num_classes": num_classes, **asdict(self.model)}
@@ -348,7 +357,15 @@ class Config:
         """What a test loads, or a resumed training."""
         if self.call.checkpoint:
             return Path(self.call.checkpoint)
-        return self.run_dir / ("best.pt" if self.call.best and not self.call.is_train else "last.pt")
+        best, last = self.run_dir / "best.pt", self.run_dir / "last.pt"
+        if self.call.is_train:  # a kill in the first epoch may leave best.pt alone, which holds the same
+            return best if best.exists() and not last.exists() else last
+        return best if self.call.best else last
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether the run's folder holds a checkpoint."""
+        return any((self.run_dir / name).exists() for name in ("last.pt", "best.pt"))
 
     @property
     def params_path(self) -> Path:
@@ -416,7 +433,7 @@ def get_config(argv: list[str] | None = None, saved: Config | None = None) -> Co
         InputError: a value that is not allowed, or that contradicts the run that is resumed or tested.
         SystemExit: after --help, or a flag that does not exist or does not parse (tyro prints why).
     """
-    config = parse_flags(_defaults(argv), argv, prog="main.py")
+    config = _parse(_defaults(argv), argv)
     if config.call.is_train and not config.call.resume:
         return config
     if saved is None and not config.call.checkpoint:
@@ -424,7 +441,9 @@ def get_config(argv: list[str] | None = None, saved: Config | None = None) -> Co
     if saved is None:  # the checkpoint's absence, if that is the reason, is reported where it is read
         return config
     begun = replace(saved, call=config.call)
-    config = parse_flags(begun, argv, prog="main.py")
+    if config.call.checkpoint:
+        begun = begun.of_this_machine(config)
+    config = _parse(begun, argv)
     free = names_marked(Mark.RESUME if config.call.is_train else Mark.TEST)
     before = begun.flat()
     for name, value in config.flat().items():
@@ -435,6 +454,12 @@ def get_config(argv: list[str] | None = None, saved: Config | None = None) -> Co
                 f"out{other}"
             )
     return config
+
+
+def _parse(defaults: Config, argv: list[str] | None) -> Config:
+    """The settings that flags make of these; --resume=auto is decided."""
+    config = parse_flags(defaults, argv, prog="main.py")
+    return config.replace(resume=config.holds_run) if config.call.resume == "auto" else config
 
 
 def _defaults(argv: list[str] | None) -> Config:
@@ -455,7 +480,7 @@ def read_recipe(recipe: str) -> dict:
     Raises:
         InputError: there is none, or it sets what only a call can.
     """
-    path = Path(recipe) if recipe.endswith(".toml") else RECIPES / f"{recipe}.toml"
+    path = Path(recipe).expanduser() if recipe.endswith(".toml") else RECIPES / f"{recipe}.toml"
     if not path.is_file():
         known = ", ".join(sorted(each.stem for each in RECIPES.glob("*.toml")))
         raise InputError(f"recipe={recipe} is not a file: name one by its path, or choose among {known}")

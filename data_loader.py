@@ -17,16 +17,16 @@ from config import DataConfig
 from images.canvas import draw_canvases
 from images.catch import ACTIONS, Games, Rules, draw_games
 from images.datasets import Examples, ImageRecord, check_classes, list_halves, read_examples
-from images.folder import MOST_NAMED, ImageFiles, read_headers, readable
+from images.folder import MOST_NAMED, ImageFiles, read_headers
 from images.split import begun_with, check_unchanged, recorded, split
 from training.checkpoint import write_whole
-from training.cli import InputError
+from training.cli import InputError, say
 from training.distributed import ALONE, Shard, World
 from utils import Stream, make_generator
 
 TEST_CANVASES, VALIDATION_CANVASES = 0, 2**32  # seeds, also of games; those of runs are below the latter
 TEST_GAMES = 10_000
-GPU_BATCH = 2000  # images of an evaluation's batch, at least: small ones leave a GPU idle
+GPU_BATCH = 2000  # images, or games, of an evaluation's batch there, at least: few take as long as many
 SAMPLE = 10_000  # images or canvases from which mean and standard deviation are taken, if they are not in memory
 
 
@@ -320,7 +320,7 @@ def report_folder(data: DataConfig, spec: DataSpec, valid_labels: Tensor):
     lacking = [name for label, name in enumerate(spec.classes) if label not in present]
     if lacking:
         more = f" and {len(lacking) - MOST_NAMED} more" if len(lacking) > MOST_NAMED else ""
-        print(
+        say(
             f"[!] Validation has no image of {', '.join(lacking[:MOST_NAMED])}{more}: its accuracy says nothing of them"
         )
     try:
@@ -332,7 +332,7 @@ def report_folder(data: DataConfig, spec: DataSpec, valid_labels: Tensor):
         if not resized:
             check_shape((spec.num_channels, *headers.size), spec)
     except (InputError, OSError) as error:
-        print(f"[!] A test would fail: {readable(str(error))}")
+        say(f"[!] A test would fail: {error}")
 
 
 def check_shape(shape: tuple[int, int, int], spec: DataSpec):
@@ -431,4 +431,4 @@ def save_samples(loader: Loader, path: Path):
     buffer = io.BytesIO()
     save_image(images / 255, buffer, format="png", nrow=8)
     write_whole(path, buffer.getvalue())
-    print(f"[*] Samples in {path}")
+    say(f"[*] Samples in {path}")

@@ -1,7 +1,7 @@
 """Trains, resumes and tests the Recurrent Attention Model (Mnih et al. 2014).
 
     python main.py                     # train on MNIST
-    python main.py --resume=True       # continue
+    python main.py --resume            # continue
     python main.py --is_train=False    # test the best validation model
 
 `torchrun --nproc_per_node=2 main.py` does each of these with two processes, with a GPU for each if there are any.
@@ -10,7 +10,7 @@
 import sys
 
 from config import Config, config_of, get_config
-from training.cli import InputError, as_input_errors
+from training.cli import InputError, as_input_errors, printable, steady_process
 from training.distributed import ALONE, World, join, keep_batch
 
 
@@ -76,10 +76,11 @@ def run(argv: list[str] | None = None) -> int:
             with as_input_errors():
                 with world.main_first():
                     config = configure(argv)
-                main(config, world)
+                with steady_process():
+                    main(config, world)
             return 0
         except InputError as error:
-            world.print_reason(f"main.py: {error}")
+            world.print_reason(printable(f"main.py: {error}"))
         except KeyboardInterrupt as error:
             world.print_reason(f"main.py: {str(error) or 'interrupted'}")
             return getattr(error, "exit_code", 130)

@@ -82,58 +82,48 @@ class Gaze(NamedTuple):
     log_pis: Tensor  # (B, S), as in `Rollout`
 
 
-class Glance(NamedTuple):
-    """One glimpse, and what the core made of it."""
-
-    mean: Tensor  # (B, 2), of the policy
-    sample: Tensor  # (B, 2), around it, before the clamp to the location
-    hidden: Tensor  # (B, hidden_size), h_t
-    state: Tensor | tuple[Tensor, Tensor]  # of the core
-
-
-class Frame(NamedTuple):
-    """One frame of a batch of games: a glance, and what the model does then."""
-
-    glance: Glance
-    log_probs: Tensor  # (B, num_actions)
-    actions: Tensor  # (B,) int64
-    games: Games  # in the next frame
-
-
 class Still:
     """Images, the scene that never changes."""
 
-    def __init__(self, model: "RecurrentAttention", images: Tensor):
-        self.model = model
-        self.scene = model.retina.prepare(images, model.num_glimpses, model.image_mean, model.image_std)
+    def __init__(self, scene: Scene):
+        self.scene = scene
 
-    def look(self, *where) -> Glance:
-        """Takes a glimpse; see `RecurrentAttention.glance`."""
-        return self.model.glance(self.scene, *where)
+    def show(self) -> Scene:
+        return self.scene
+
+    def answer(self, hidden: Tensor):
+        """Takes no notice."""
 
 
 class Playing:
     """A batch of games, the scene that changes by itself and by what the model does.
 
     Args:
+        model: the player.
         games: in their first frame.
         noise: (T, B, num_actions), of the actions; None: the likeliest.
-        play_frame: `RecurrentAttention.play_frame`, perhaps compiled.
     """
 
-    def __init__(self, games: Games, noise: Tensor | None, play_frame: Callable[..., Frame]):
+    def __init__(self, model: "RecurrentAttention", games: Games, noise: Tensor | None):
+        self.model = model
         self.games = games
         self.noise = noise
-        self.play_frame = play_frame
-        self.frames: list[Frame] = []
+        self.log_probs: list[Tensor] = []  # (B, num_actions) of each frame
+        self.actions: list[Tensor] = []  # (B,) of each frame
 
-    def look(self, *where) -> Glance:
-        """Takes a glimpse and acts, which ends the frame."""
-        luck = None if self.noise is None else self.noise[len(self.frames)]
-        frame = self.play_frame(self.games, luck, *where)
-        self.frames.append(frame)
-        self.games = frame.games
-        return frame.glance
+    def show(self) -> Scene:
+        """The frame, read once."""
+        model = self.model
+        return model.retina.prepare(self.games.frames(), 1, model.image_mean, model.image_std)
+
+    def answer(self, hidden: Tensor):
+        """Acts on h_t (B, hidden_size), which ends the frame."""
+        log_probs = self.model.classifier(hidden)
+        scores = log_probs if self.noise is None else log_probs + self.noise[len(self.actions)]
+        actions = scores.argmax(dim=-1)
+        self.games = self.games.step(actions)
+        self.log_probs.append(log_probs)
+        self.actions.append(actions)
 
 
 class RecurrentAttention(nn.Module):
@@ -244,13 +234,15 @@ class RecurrentAttention(nn.Module):
                 in evaluation mode: to look at them waits for the device.
         """
         images = self.checked(images)
+        batch = images.shape[0]  # len() would fix it in an export
         if first_locations is None:
-            first_locations = draw_first_locations(self.first_location, len(images), images.device, generator)
+            first_locations = draw_first_locations(self.first_location, batch, images.device, generator)
         if noise is None and self.training:
-            noise = self.draw_noise(len(images), images.device, generator)
+            noise = self.draw_noise(batch, images.device, generator)
         dtype = self.std.dtype  # of a model in double or half precision; else all of these have it already
         noise = None if noise is None else noise.to(dtype)
-        gaze = self.look_around(Still(self, images), first_locations.to(dtype), noise)
+        scene = self.retina.prepare(images, self.num_glimpses, self.image_mean, self.image_std)
+        gaze = self.look_around(Still(scene), first_locations.to(dtype), noise)
         # The squared error trains the baseline alone, so h_t is detached.
         hiddens = torch.stack(gaze.hiddens).detach()  # (1 + T, B, hidden_size)
         return Rollout(
@@ -267,7 +259,6 @@ class RecurrentAttention(nn.Module):
         first_locations: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
-        play_frame: Callable[..., Frame] | None = None,
     ) -> Play:
         """Plays games to their end, which takes num_glimpses frames: in each, looks once, then acts.
 
@@ -280,7 +271,6 @@ class RecurrentAttention(nn.Module):
             noise: (T, B, 2 + num_actions), see `draw_play_noise`; None draws it in training mode, and is no noise in
                 evaluation mode.
             generator: source of what is drawn, on the games' device.
-            play_frame: the method of this name, compiled.
         """
         frames = games.frames()
         if first_locations is None:
@@ -289,14 +279,14 @@ class RecurrentAttention(nn.Module):
             noise = self.draw_play_noise(len(frames), frames.device, generator)
         unchosen = self.num_glimpses - self.num_choices
         shifts, luck = (None, None) if noise is None else (noise[unchosen:, :, :2], noise[:, :, 2:])
-        scene = Playing(games, luck, play_frame or self.play_frame)
+        scene = Playing(self, games, luck)
         gaze = self.look_around(scene, first_locations, shifts)
         # The expected reward trains the core, too: the sparse reward of a game alone hardly does.
         with torch.autocast(frames.device.type, enabled=False):  # differences of values count: float32
             values = self.baseliner(torch.stack(gaze.hiddens[1:]).float()).T
         return Play(
-            log_probs=torch.stack([frame.log_probs for frame in scene.frames], dim=1),
-            actions=torch.stack([frame.actions for frame in scene.frames], dim=1),
+            log_probs=torch.stack(scene.log_probs, dim=1),
+            actions=torch.stack(scene.actions, dim=1),
             locations=gaze.locations,
             log_pis=gaze.log_pis,
             values=values,
@@ -313,63 +303,27 @@ class RecurrentAttention(nn.Module):
         """
         fixed = (first_locations[:, None] if first_locations.dim() == 2 else first_locations).unbind(1)  # K of (B, 2)
         unchosen = self.num_glimpses - self.num_choices  # locations that the policy never chooses, 0 or 1
-        hidden, state = first_locations.new_zeros(len(first_locations), self.hidden_size), None  # h_0 = 0
+        hidden, state = first_locations.new_zeros(first_locations.shape[0], self.hidden_size), None  # h_0 = 0
         # The policy's means, and the samples around them before the clamp; a fixed location counts as both.
         means, samples, hiddens = [], [], [hidden]
         for t in range(self.num_glimpses):
-            place = fixed[t] if t < len(fixed) else None
-            shift = None if noise is None or t < unchosen else noise[t - unchosen]
-            mean, sample, hidden, state = scene.look(hidden, state, t - unchosen, place, shift)
+            if t < len(fixed):
+                mean = sample = fixed[t]
+            else:
+                # REINFORCE trains the location network alone, so h_t is detached. The sample is detached, too: the
+                # cross-entropy must not train the policy through the places of the glimpses.
+                mean = self.locator(hidden.detach(), t - unchosen)
+                sample = mean.detach() if noise is None else mean.detach() + self.std * noise[t - unchosen]
+            location = sample.clamp(-1, 1)
+            glimpse = self.sensor(self.retina.look(scene.show(), location).to(self.std.dtype), location)  # g_t
+            hidden, state = self.rnn(glimpse, state)  # h_t
+            scene.answer(hidden)
             means.append(mean)
             samples.append(sample)
             hiddens.append(hidden)
         samples = torch.stack(samples)  # (T, B, 2)
         log_pis = log_normal(samples[unchosen:], torch.stack(means)[unchosen:], self.std).T
         return Gaze(hiddens, samples.clamp(-1, 1).transpose(0, 1), log_pis)
-
-    def glance(
-        self,
-        scene: Scene,
-        hidden: Tensor,
-        state: Tensor | tuple[Tensor, Tensor] | None,
-        step: int,
-        place: Tensor | None,
-        shift: Tensor | None,
-    ) -> Glance:
-        """Chooses a place, looks there, and remembers.
-
-        Args:
-            scene: of B images.
-            hidden, state: of the core, before; the state is None at first.
-            step: see `LocationNetwork.forward`.
-            place: (B, 2), the location, if it is fixed.
-            shift: (B, 2), noise of the policy; None: it looks at its mean.
-        """
-        if place is not None:
-            mean = sample = place
-        else:
-            # REINFORCE trains the location network alone, so h_t is detached. The sample is detached, too: the
-            # cross-entropy must not train the policy through the places of the glimpses.
-            mean = self.locator(hidden.detach(), step)
-            sample = mean.detach() if shift is None else mean.detach() + self.std * shift
-        location = sample.clamp(-1, 1)
-        glimpse = self.sensor(self.retina.look(scene, location).to(self.std.dtype), location)  # g_t
-        hidden, state = self.rnn(glimpse, state)  # h_t
-        return Glance(mean, sample, hidden, state)
-
-    def play_frame(self, games: Games, luck: Tensor | None, *where) -> Frame:
-        """Glances at a frame, then acts.
-
-        Args:
-            games: B of them.
-            luck: (B, num_actions), noise of the actions; None: the likeliest.
-            where: all arguments of `glance` but the scene.
-        """
-        scene = self.retina.prepare(games.frames(), 1, self.image_mean, self.image_std)
-        glance = self.glance(scene, *where)
-        log_probs = self.classifier(glance.hidden)
-        actions = (log_probs if luck is None else log_probs + luck).argmax(dim=-1)
-        return Frame(glance, log_probs, actions, games.step(actions))
 
     def checked(self, images: Tensor) -> Tensor:
         """The images that `forward` is given, floats in the model's precision; raises what `forward` raises."""
@@ -421,9 +375,23 @@ class RecurrentAttention(nn.Module):
 
     @classmethod
     def of(cls, checkpoint: dict) -> "RecurrentAttention":
-        """The model of a checkpoint that was read, on the CPU."""
-        model = cls(**checkpoint["model_args"])
-        model.load_state_dict(checkpoint["model_state"])
+        """The model of a checkpoint that was read, on the CPU.
+
+        Raises:
+            ValueError, or another error: its sizes and weights contradict each other.
+        """
+        sizes, weights = checkpoint["model_args"], checkpoint["model_state"]
+        # A small file may name the sizes of a model larger than any machine: nothing is made before they fit.
+        held = sum(weight.numel() for weight in weights.values() if weight.is_contiguous())
+        fits = all(size <= held for size in sizes.values() if isinstance(size, int))
+        if fits:
+            with torch.device("meta"):  # where nothing takes memory
+                shapes = {name: weight.shape for name, weight in cls(**sizes).state_dict().items()}
+            fits = shapes == {name: weight.shape for name, weight in weights.items() if weight.is_contiguous()}
+        if not fits:
+            raise ValueError("its sizes are not those of its weights")
+        model = cls(**sizes)
+        model.load_state_dict(weights)
         model.classes = list(checkpoint["data"]["classes"])
         return model.normalize_by(checkpoint["data"]["mean"], checkpoint["data"]["std"])
 

@@ -21,7 +21,7 @@ from model import Losses, RecurrentAttention, draw_first_locations, first_not_fi
 from training import optim
 from training.captured_step import CapturedStep, can_capture, captured
 from training.checkpoint import model_of, save_checkpoint
-from training.cli import InputError
+from training.cli import InputError, say
 from training.distributed import ALONE
 from training.evaluation import Metrics, class_accuracies, class_table, confusion_of, evaluate
 from training.fixed_policies import fixed_locations
@@ -108,6 +108,7 @@ class Trainer:
         progress, world = self.progress, self.world
         with StopSignal(echoes=world.size > 1) as self.signal:
             counts = self.train_loader.num_images, self.valid_loader.num_images
+            print(f"[*] Number of model parameters: {sum(each.numel() for each in self.model.parameters()):,}")
             print("[*] Train on {} samples, validate on {} samples".format(*counts))
             self.compile()
             while not self.finished():
@@ -116,7 +117,7 @@ class Trainer:
                 train = self.train_one_epoch()
                 images_per_second = self.train_loader.num_images / (time.perf_counter() - self.began)
                 # evaluate
-                valid = self.evaluate(self.valid_loader)
+                valid = self.evaluate(self.valid_loader, after_batch=self.stop_if_asked)
                 seconds, lr = time.perf_counter() - self.began, self.optimizer.param_groups[0]["lr"]
                 if self.plateau:
                     self.plateau.step(valid.acc)
@@ -246,10 +247,11 @@ class Trainer:
     def example(self) -> tuple[Tensor | Games, ...]:
         """Arguments of the objective, of a full batch."""
         count, device = self.config.data.batch_size, self.device
+        generator = torch.Generator(device)  # the global one stays as it is
         labels = torch.zeros(count, dtype=torch.long, device=device)
-        first_locations = draw_first_locations(self.config.model.first_location, count, device)
-        locations = fixed_locations(self.config, first_locations, centres=first_locations)
-        noise = self.objective.draw_noise(count, torch.Generator(device))
+        first_locations = draw_first_locations(self.config.model.first_location, count, device, generator)
+        locations = fixed_locations(self.config, first_locations, first_locations, generator)
+        noise = self.objective.draw_noise(count, generator)
         return self.train_loader.blank(count), labels, locations, noise
 
     def step_from_memory(self, index: Tensor, generators: list[torch.Generator], steps: Tensor) -> Tensor:
@@ -284,8 +286,19 @@ class Trainer:
             + (f"{last} is from before it, --resume=True accepts the latter" if last.exists() else "nothing was saved")
         )
 
-    def evaluate(self, loader: Loader) -> Metrics:
-        return evaluate(self.average, loader, self.config).metrics
+    def stop_if_asked(self):
+        """Saves the epoch, trained and not validated, and stops, if a signal has come; a resume validates it again.
+
+        Raises:
+            Interrupted: a signal has come.
+        """
+        stop = self.world.largest(self.signal.received)
+        if stop:
+            self.save_checkpoint()
+            raise Interrupted(stop, f"saved before the validation of epoch {self.progress.epoch + 1}")
+
+    def evaluate(self, loader: Loader, **options) -> Metrics:
+        return evaluate(self.average, loader, self.config, **options).metrics
 
     def test(self) -> Metrics:
         """Prints and returns the test set's metrics, and records a run's in its test.json."""
@@ -352,8 +365,8 @@ class Trainer:
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             path, reason = self.config.checkpoint_path, " ".join(str(error).split())
             raise InputError(f"{path} is not a whole checkpoint ({reason}): restore it, or train again") from error
-        print(f"[*] Loaded {self.config.checkpoint_path}, after epoch {self.progress.epoch}: best validation accuracy "
-              f"{self.progress.best_valid_acc:.3f}%")  # fmt: skip
+        say(f"[*] Loaded {self.config.checkpoint_path}, after epoch {self.progress.epoch}: best validation accuracy "
+            f"{self.progress.best_valid_acc:.3f}%")  # fmt: skip
 
     def checked_spec(self, checkpoint: dict) -> DataSpec:
         """The data that a checkpoint was trained on; raises InputError if these are others."""

@@ -3,9 +3,14 @@
 generator = make_generator(Stream.ROLLOUT, seed=1, epoch=3, step=20)
 """
 
+import atexit
+import contextlib
+import multiprocessing
+import os
 import random
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 
 import numpy as np
@@ -95,6 +100,39 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + signal_number  # as shells report it
 
 
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def handle_stop_signals(handler: Callable) -> dict:
+    """Sets the handler of the signals that ask to stop, but for those that are ignored; returns the handlers before.
+
+    Only the main thread receives signals: elsewhere this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in heeded}
+
+
+def restore_handlers(handlers: dict):
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def interrupting_signals(saved: str) -> Iterator[None]:
+    """A signal that asks to stop raises Interrupted within, as Ctrl-C raises KeyboardInterrupt."""
+
+    def interrupt(number: int, frame):
+        raise Interrupted(number, saved)
+
+    before = handle_stop_signals(interrupt)
+    try:
+        yield
+    finally:
+        restore_handlers(before)
+
+
 class StopSignal:
     """Records the first signal that asks to stop, for a loop to read; a second one acts as it would without this.
 
@@ -105,18 +143,12 @@ class StopSignal:
         echoes: ignore a second one: torchrun passes on to its processes what they have received already.
     """
 
-    NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
-
     def __init__(self, echoes: bool = False):
         self.echoes = echoes
         self.received: int | None = None
 
     def __enter__(self) -> "StopSignal":
-        self.before = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (getattr(signal, name) for name in self.NAMES if hasattr(signal, name)):  # Windows lacks one
-                if signal.getsignal(number) != signal.SIG_IGN:
-                    self.before[number] = signal.signal(number, self._record)
+        self.before = handle_stop_signals(self._record)
         return self
 
     def _record(self, number: int, frame):
@@ -125,12 +157,47 @@ class StopSignal:
             self._restore()
 
     def _restore(self):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        restore_handlers(self.before)
 
     def __exit__(self, *error):
         if not (self.echoes and self.received):
             self._restore()
+
+
+@contextlib.contextmanager
+def spared_signals() -> Iterator[None]:
+    """Processes that are started within do not receive what asks to stop: the one that starts them ends them.
+
+    Ctrl-C goes to all processes of a terminal, and queues signal all of a job. A worker that died of it would take the
+    batch with it that is to be saved.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    atexit.unregister(kill_daemons)
+    atexit.register(kill_daemons)  # before Python asks them to end, with a signal, too, and then waits
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def kill_daemons():
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+def ignore_stop_signals(worker: int):
+    """For a worker to call, which another process than this one may have started (a fork server)."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def random_states() -> list[Tensor]:

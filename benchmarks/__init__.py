@@ -5,5 +5,7 @@ floor               what a step cannot be faster than: arithmetic, memory, launc
 scaling             a step's cost as glimpses and images grow
 time_to_accuracy    seconds from the command to a validation error, imports and compilation included
 catch               frames of the game a second, and the plain way
+page_speed          an answer of the page, in a browser
+onnx_speed          a prediction in onnxruntime and in eager PyTorch
 startup             how long a command takes to its help, and to its first batch
 """

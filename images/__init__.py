@@ -5,4 +5,5 @@ folder              which files of your own folder count, and their pixels as a 
 split               which training images validate
 canvas              translated and cluttered images, drawn a batch at a time
 catch               the game: its rules, its frames
+one_image           any picture, as the images that a model was trained on
 """

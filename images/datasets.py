@@ -27,10 +27,9 @@ from images.folder import (
     Listing,
     list_images,
     read_headers,
-    readable,
 )
-from training.cli import InputError
-from utils import Stream, make_generator
+from training.cli import InputError, say
+from utils import Stream, make_generator, usable_cores
 
 IN_MEMORY = 2 * 2**30  # bytes of a folder's images up to which they are kept in memory
 VALIDATION = "val"  # folder of a user's own validation images, beside train and test
@@ -203,7 +202,7 @@ def _read_folder(
     """data_dir/train/CLASS/ with data_dir/val/CLASS/, if there is one, or data_dir/test/CLASS/."""
     listings = list_halves(Path(data.data_dir), train)
     for listing in listings:
-        print(f"[*] {readable(str(listing.root))}: {listing.summary()}")
+        say(f"[*] {listing.root}: {listing.summary()}")
     names = [name for listing in listings for name in listing.names()]
     sizes = [size for listing in listings for size in listing.sizes]
     counts = {f"{listing.root.name}/{name}": count for listing in listings for name, count in listing.counts().items()}
@@ -220,7 +219,7 @@ def _read_folder(
     headers = read_headers(paths, resized=bool(data.image_height), hide_bars=hide_bars)
     channels = channels or headers.channels
     size = (data.image_height or headers.size[0], data.image_width or headers.size[1])
-    pool = DecoderPool(Decoder(channels, size), min(data.num_workers, len(paths)))
+    pool = DecoderPool(Decoder(channels, size), min(data.num_workers, len(paths), usable_cores()))
     files = ImageFiles(paths, torch.tensor(labels), pool)
     if len(paths) * channels * size[0] * size[1] <= IN_MEMORY:
         return DataSet(Examples(files.decode_all(hide_bars), files.labels), known, record, names)

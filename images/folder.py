@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from training.cli import InputError
+from utils import ignore_stop_signals, spared_signals
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".pbm", ".pgm", ".ppm", ".pnm", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")  # a file may call itself .png and be one that starts a program
@@ -335,20 +336,25 @@ class DecoderPool:
     def decode(self, batches: list[list[str]]) -> Iterator[Decoded]:
         """Yields each batch, given by its paths."""
         if self.is_busy:  # with a pass that is not over: this one has workers of its own
-            yield from self._make_loader(batches, persistent=False)
+            with spared_signals():
+                decoded = iter(self._make_loader(batches, persistent=False))
+            yield from decoded
             return
         self.is_busy = True
         try:
             self.loader = self.loader or self._make_loader(self.order, persistent=self.num_workers > 0)
             self.order[:] = batches
-            yield from self.loader
+            with spared_signals():
+                decoded = iter(self.loader)
+            yield from decoded
         finally:
             self.is_busy = False
 
     def _make_loader(self, order: list[list[str]], persistent: bool) -> DataLoader:
         # The loader draws a seed for its workers; not from the global generator, which draws the initial weights.
         return DataLoader(self.decoder, batch_sampler=order, num_workers=self.num_workers, collate_fn=_as_it_is,
-                          persistent_workers=persistent, generator=torch.Generator())  # fmt: skip
+                          persistent_workers=persistent, generator=torch.Generator(),
+                          worker_init_fn=ignore_stop_signals)  # fmt: skip
 
 
 def _as_it_is(decoded: Decoded) -> Decoded:

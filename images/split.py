@@ -8,8 +8,7 @@ from torch import Tensor
 
 from config import DataConfig
 from images.datasets import VALIDATION, DataSet, ImageRecord
-from images.folder import readable
-from training.cli import InputError
+from training.cli import InputError, say
 from utils import Stream, make_generator
 
 
@@ -87,4 +86,4 @@ def check_unchanged(begun: ImageRecord | None, now: ImageRecord, data: DataConfi
             f"{changed}: restore them, train another run with --run_name=, or continue with --accept_changes=True, "
             f"which validates with the images that validated before and trains on all others"
         )
-    print(f"[!] {changed[0].upper()}{readable(changed[1:])}")
+    say(f"[!] {changed[0].upper()}{changed[1:]}")

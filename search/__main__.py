@@ -20,7 +20,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from search.options import Search, parse
-from training.cli import InputError, as_input_errors
+from training.cli import InputError, as_input_errors, printable, steady_process
+from training.distributed import ALONE
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,7 +61,6 @@ def supervise(search: Search, study):
     shown = {trial.number for trial in finished(study)}
     failed: set[int] = set()  # workers
     count = search.flags.workers if len(shown) < search.total else 0
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of a background process would ignore it, too
     with (
         StopSignal() as second,  # which receives a signal once the inner one has recorded the first
         StopSignal() as first,
@@ -86,7 +86,7 @@ def supervise(search: Search, study):
                     failed.add(index)
                     bar.write(f"[!] A worker has stopped with code {code}; others continue its trial ({log})")
             # stop
-            due = signal.SIGKILL if second.received else signal.SIGINT if first.received else None
+            due = signal.SIGKILL if second.received else signal.SIGTERM if first.received else None
             if due != passed_on:
                 passed_on = due
                 for worker in workers:
@@ -123,7 +123,7 @@ def start_workers(search: Search, count: int, log: Path) -> Iterator[list[subpro
         yield workers
     finally:
         for worker in workers:
-            worker.send_signal(signal.SIGINT)  # to those that still run
+            worker.send_signal(signal.SIGTERM)  # to those that still run; a process in the background ignores SIGINT
         for worker in workers:
             worker.wait()
 
@@ -132,13 +132,15 @@ def run(argv: list[str] | None = None) -> int:
     """`main` as a command: prints what the user can fix as one line, and returns the exit code."""
     try:
         with as_input_errors():
-            main(parse(sys.argv[1:] if argv is None else argv))
+            search = parse(sys.argv[1:] if argv is None else argv)
+            with steady_process():
+                main(search)
     except InputError as error:
-        print(f"search: {error}", file=sys.stderr)
+        ALONE.print_reason(printable(f"search: {error}"))
         return 1
     except KeyboardInterrupt as error:
         stopped = str(error).partition(";")[0] or "interrupted"  # without main.py's way to resume
-        print(f"search: {stopped}; the same command continues", file=sys.stderr)
+        ALONE.print_reason(f"search: {stopped}; the same command continues")
         return getattr(error, "exit_code", 130)
     return 0
 

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import tyro
 
 from config import CallConfig, Config, Mark, get_config, names_marked, names_of
-from training.cli import InputError, Settings, read_toml, require
+from training.cli import InputError, PathText, Settings, read_toml, require, with_values
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class SearchConfig(Settings):
     workers: int = 1
     """Processes on this machine, which divide its cores among them; 0: be one worker in the foreground, without a bar
     and a report, as a job of a queue."""
-    storage: str = ""
+    storage: PathText = ""
     """Where the trials are kept: the path of a journal file, which may lie on a disk that machines share, or a
     database's URL, as postgresql+psycopg://user@host/name; empty: ckpt_dir/STUDY/journal.log."""
     study: str = ""
     """Name of the search, and of its folder in ckpt_dir, logs_dir and plot_dir; empty: made from the run's name."""
     heartbeat: float = 20.0
     """Seconds between a worker's signs of life; when five are missing, another worker continues its trial."""
-    config: str = ""
+    config: PathText = ""
     """TOML file of flags: trials = 40, task = "digits", and a table [search] with std = "log:0.02:0.3" and so on. Flags
     on the command line override it."""
 
@@ -173,6 +173,7 @@ def parse(argv: list[str]) -> Search:
 
 def _parse_flags(argv: list[str]) -> tuple[SearchConfig, list[str]]:
     """A search's own flags, and those that are left for main.py's parser."""
+    argv = with_values(argv, SearchConfig)
     return tyro.cli(
         SearchConfig, args=argv, prog="search", use_underscores=True, return_unknown_args=True,
         config=(tyro.conf.FlagConversionOff,),

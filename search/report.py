@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search.options import Search, flags_of
 from search.worker import finished, slot_of
 from training.checkpoint import write_whole
-from training.run_folder import environment
+from training.run_folder import environment, without_password
 
 SHOWN = 10  # trials in the table
 
@@ -86,10 +86,10 @@ def table(search: Search, trials: list[FrozenTrial]) -> list[str]:
 
 
 def record(search: Search, trials: list[FrozenTrial]) -> dict:
-    """All that the report depends on; the storage's address, which may hold a password, is left out."""
+    """All that the report depends on."""
     around = environment()
     around["versions"]["optuna"] = optuna.__version__
-    around["command"] = shlex.join(["python", "-m", "search", *(word for word in search.argv if "://" not in word)])
+    around["command"] = without_password(shlex.join(["python", "-m", "search", *search.argv]))
     return {
         "study": search.study,
         "search": search.flags.search,

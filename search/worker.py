@@ -16,33 +16,34 @@ Optuna's own heartbeat, RetryFailedTrialCallback and MaxTrialsCallback (read in 
 """
 
 import contextlib
+import json
 import os
 import platform
 import threading
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import optuna
 import torch
-from filelock import FileLock
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
 from config import FREE, Config, get_config, names_marked
 from data_loader import Loader, get_train_valid_loader
 from search.options import Search, flags_of
 from trainer import Diverged, Trainer
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, write_whole
 from training.cli import InputError
 from training.distributed import pick_device
 from training.progress import EpochResult, Progress
-from training.run_folder import open_run, read_metrics
-from utils import seed_everything
+from training.run_folder import locked, open_run, read_metrics
+from utils import interrupting_signals, seed_everything
 from viz.reports import open_reports
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -60,7 +61,7 @@ def open_study(search: Search) -> optuna.Study:
     pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=max(1, search.base.training.epochs // 4))
     try:
         search.folder.mkdir(parents=True, exist_ok=True)
-        storage = _database(where) if "://" in where else JournalStorage(JournalFileBackend(where))
+        storage = _database(where) if "://" in where else JournalStorage(Journal(where))
         study = optuna.create_study(
             study_name=search.study,
             storage=storage,
@@ -83,6 +84,65 @@ def open_study(search: Search) -> optuna.Study:
                 f"repeat that, or choose another --study="
             )
     return study
+
+
+class Journal(JournalFileBackend):
+    """Optuna's journal, a line for each change, which loses no more than a line that was torn by a full disk or a kill.
+
+    Optuna itself would append to the torn line, and could never read the journal again.
+    """
+
+    def __init__(self, path: str):
+        self.path, self.lock = Path(path), JournalFileSymlinkLock(path)
+        super().__init__(path, self.lock)
+        with self.locked():
+            lines = [line for line in self.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+            whole = [line for line in lines if is_json(line)]
+            if len(whole) < len(lines):
+                write_whole(self.path, b"".join(whole))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        self.lock.acquire()
+        try:
+            yield
+        finally:
+            self.lock.release()
+
+    def append_logs(self, logs: list[dict]):
+        """Adds changes; raises InputError, and leaves the journal as it was, if the disk is full."""
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        with self.locked():
+            end = end_of_lines(self.path)
+            try:
+                os.truncate(self.path, end)
+                with open(self.path, "ab") as file:
+                    file.write(lines.encode())
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                os.truncate(self.path, end)
+                raise InputError(
+                    f"cannot write {self.path} ({error.strerror}): fix that, and repeat the command"
+                ) from error
+
+
+def end_of_lines(path: Path) -> int:
+    """How many bytes a file's whole lines take."""
+    with open(path, "rb") as file:
+        for end in range(file.seek(0, os.SEEK_END), 0, -1):
+            file.seek(end - 1)
+            if file.read(1) == b"\n":
+                return end
+    return 0
+
+
+def is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _database(url: str) -> RDBStorage:
@@ -169,12 +229,13 @@ class Worker:
             InputError: data or a folder are out of reach, as they would be for the next trial, too.
             KeyboardInterrupt: by a signal, with the trial saved.
         """
-        while len(finished(self.study)) < self.search.total:
-            trial = self.take()
-            if trial:
-                self.run(trial)
-            else:  # other workers have the rest, and may die
-                time.sleep(min(1, self.search.flags.heartbeat))
+        with interrupting_signals("its trial is given back"):
+            while len(finished(self.study)) < self.search.total:
+                trial = self.take()
+                if trial:
+                    self.run(trial)
+                else:  # other workers have the rest, and may die
+                    time.sleep(min(1, self.search.flags.heartbeat))
 
     def take(self) -> optuna.Trial | None:
         """A trial to train: one that was given back, or a new one; None if there is none left to begin."""
@@ -253,9 +314,8 @@ class Worker:
         except InputError as error:
             raise optuna.TrialPruned(str(error)) from error
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(config.run_dir / "lock"):  # a worker that seemed dead, and is not, first ends its epoch
-            resume = (config.run_dir / "last.pt").exists()
-        config = get_config([*flags_of(config), f"--resume={resume}"])  # which rejects the folder of another run
+        with locked(config.run_dir / "lock"):  # a worker that seemed dead, and is not, first ends its epoch
+            config = get_config([*flags_of(config), "--resume=auto"])  # which rejects the folder of another run
         try:
             return self.train_run(trial, config)
         except Diverged as error:
@@ -292,7 +352,7 @@ class Worker:
         if checkpoint:
             return get_train_valid_loader(*key, device, checkpoint=checkpoint)
         if self.loaders[0] != key:
-            with FileLock(self.search.folder / "data.lock"):  # only one downloads
+            with locked(self.search.folder / "data.lock"):  # only one downloads
                 self.loaders = key, get_train_valid_loader(*key, device)
         return self.loaders[1]
 

@@ -1,10 +1,16 @@
 """What several tests share: names, comparisons, small inputs, and commands run as a user runs them."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import signal
 import struct
 import subprocess
 import sys
+import termios
+import threading
 import time
 from pathlib import Path
 
@@ -53,6 +59,44 @@ class ForkServer:
         """Until a command has printed this."""
         while text not in (self.log.read_text() if self.log.exists() else ""):
             time.sleep(0.005)
+
+
+class Terminal:
+    """A pseudo-terminal: commands that run on it believe that a user types there."""
+
+    def __init__(self):
+        self.user_end, self.command_end = pty.openpty()
+        fcntl.ioctl(self.command_end, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))  # rows, columns
+        self.name = os.ttyname(self.command_end)
+        self.printed = ""
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        with contextlib.suppress(OSError):
+            while part := os.read(self.user_end, 65536):
+                self.printed += part.decode(errors="replace")
+
+    def start(self, *call: str, **environment: str) -> subprocess.Popen:
+        """A Python command in the repository's root, in the foreground of this terminal."""
+
+        def take_the_terminal():
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            for number in (signal.SIGINT, signal.SIGHUP):  # a suite in the background would ignore them
+                signal.signal(number, signal.SIG_DFL)
+
+        ends = dict.fromkeys(("stdin", "stdout", "stderr"), self.command_end)
+        return subprocess.Popen([sys.executable, *call], **ends, cwd=ROOT, env={**os.environ, **environment},
+                                start_new_session=True, preexec_fn=take_the_terminal)  # fmt: skip
+
+    def wait_for(self, text: str, count: int = 1, seconds: float = 100):
+        end = time.monotonic() + seconds
+        while self.printed.count(text) < count:
+            assert time.monotonic() < end, f"waited in vain for {text!r}:\n{self.printed}"
+            time.sleep(0.005)
+
+    def press_ctrl_c(self):
+        """The terminal sends SIGINT to all processes in its foreground."""
+        os.write(self.user_end, b"\x03")
 
 
 def command(*call: str, **options) -> subprocess.CompletedProcess:

@@ -1,14 +1,24 @@
 """The game of Catch, and a model that plays it."""
 
+import json
+import re
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from helpers import SIZES
+from helpers import SIZES, assert_same, metrics_of
+from PIL import Image
 
+from config import get_config
 from images.catch import LEFT, RIGHT, Rules, draw_games, trivial_players
 from model import RecurrentAttention, game_loss
+from plot_glimpses import PlotConfig
+from plot_glimpses import main as plot
+from training.checkpoint import load_checkpoint
+from training.cli import InputError
+from viz.games import play_all
+from viz.record import open_checkpoint
 
 
 class SlowGame:
@@ -153,3 +163,88 @@ def test_places_train_the_location_network_alone_and_the_expected_reward_trains_
         trained[name] = {key.split(".")[0] for key, weight in model.named_parameters() if weight.grad is not None}
     core = {"sensor", "rnn"}
     assert trained == {"action": {*core, "classifier"}, "baseline": {*core, "baseliner"}, "reinforce": {"locator"}}
+
+
+SMALL = ("--task=catch", "--grid_size=6", "--num_glimpses=5", "--games_per_epoch=512", "--valid_size=0.5")
+
+
+def test_a_run_learns_resumes_to_the_bit_and_is_tested_beside_the_trivial_players(run, capsys):
+    config = run(*SMALL, "--epochs=4", "--run_name=straight")
+    run(*SMALL, "--epochs=4", "--run_name=resumed", "--stop_after_epoch=2")
+    resumed = run(*SMALL, "--epochs=4", "--run_name=resumed", "--resume=True", "--stop_after_epoch=0")
+    first, second = (load_checkpoint(each.run_dir / "last.pt") for each in (config, resumed))
+    assert_same(dict(first["trained_state"]), dict(second["trained_state"]))
+    capsys.readouterr()
+    run(*SMALL, "--is_train=False", "--run_name=straight")
+    printed = capsys.readouterr().out
+    assert re.search(r"Test Acc: \d+/10000 ", printed) and "knows where it lands 100.0%" in printed
+    record = json.loads((config.run_dir / "test.json").read_text())["tests"]["M=1"]
+    assert record["images"] == 10_000
+
+
+def test_a_test_does_not_depend_on_the_size_of_batches(run):
+    run(*SMALL, "--epochs=1")
+    correct = []
+    for batch_size in (128, 999):
+        config = run(*SMALL, "--is_train=False", f"--batch_size={batch_size}")
+        correct.append(json.loads((config.run_dir / "test.json").read_text())["tests"]["M=1"]["correct"])
+    assert correct[0] == correct[1]
+
+
+@pytest.mark.slow
+def test_a_small_game_is_learned(run):
+    config = run(*SMALL, "--games_per_epoch=4096", "--epochs=8", "--hidden_size=64", "--init_lr=0.003")
+    assert max(line["valid"]["acc"] for line in metrics_of(config)) > 80
+
+
+@pytest.mark.parametrize("policy", ["random", "still"])
+def test_a_gaze_that_is_not_learned(run, policy):
+    config = run(*SMALL, "--epochs=1", f"--policy={policy}")
+    assert metrics_of(config)[0]["valid"]["acc"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        (["--grid_size=12"], "num_glimpses=23 is not allowed: it must be grid_size - 1"),
+        (["--ball_speed=30"], "ball_speed=30.0 is not allowed: it must be at most grid_size"),
+        (["--paddle_size=30"], "paddle_size=30 is not allowed"),
+        (["--canvas_size=60"], "canvas_size=60 is not allowed"),
+        (["--M=10"], "M=10 is not allowed"),
+        (["--first_location=learned"], "first_location=learned is not allowed: it must be random or centre"),
+    ],
+)
+def test_settings_that_do_not_fit_the_game_are_rejected(flags, hint):
+    with pytest.raises(InputError, match=re.escape(hint)):
+        get_config(["--task=catch", *flags])
+
+
+def test_games_are_drawn_and_their_gaze_over_the_test_set(run, tmp_path):
+    config = run(*SMALL, "--epochs=1")
+    best, plots = str(config.run_dir / "best.pt"), str(tmp_path / "pictures")
+    [saved] = plot(PlotConfig(plot_dir=str(config.run_plots), num_images=2))
+    [chosen] = plot(PlotConfig(checkpoint=best, plot_dir=plots, indices="3,1", out=str(tmp_path / "games.png")))
+    [lost] = plot(PlotConfig(checkpoint=best, plot_dir=plots, errors=True, num_images=1))
+    [gaze] = plot(PlotConfig(checkpoint=best, plot_dir=plots, averages=True))
+    for path in (saved, lost):
+        with Image.open(path) as picture:
+            assert picture.n_frames == 6  # five frames, and the end
+    assert chosen.name == "games.png" and gaze.name == "best_gaze.png"
+    with pytest.raises(InputError, match="a game has no class"):
+        plot(PlotConfig(checkpoint=best, label="left"))
+    with pytest.raises(InputError, match="not among the 10000 games"):
+        plot(PlotConfig(checkpoint=best, indices="10000"))
+
+
+def test_what_is_drawn_is_what_is_played(run):
+    config = run(*SMALL, "--epochs=1")
+    source = open_checkpoint(config.run_dir / "best.pt")
+    played = play_all(source)
+    games = source.loader.examples.images
+    rewards = source.model.play(games, source.first_locations).rewards
+    assert np.array_equal(played.caught, rewards.numpy() > 0)
+    assert played.frames.shape == (10_000, 6, 1, 6, 6)
+    ends = played.frames[:, -1, 0, -1]  # the bottom row: paddle alone, or the ball beside it
+    assert np.array_equal(ends.sum(axis=1) == 2, played.caught)
+    ball = np.argwhere(played.frames[7, 2, 0, :-1])  # one pixel above the bottom row
+    assert np.array_equal(ball[0][::-1] + 0.5, played.balls[7, 2])

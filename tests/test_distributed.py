@@ -131,8 +131,8 @@ def test_torchrun_trains_as_one_process_of_twice_the_batch_does(flags, run):
     assert result.returncode == 0, result.stderr
     assert_same_curve(one, get_config(two))
     lines = ours(result.stdout)
-    assert [line.split(" - ")[0] for line in lines[1:-1]] == ["Epoch 1/3", "Epoch 2/3", "Epoch 3/3"]
-    files = {f"glimpses_{epoch}.npz" for epoch in (1, 2, 3)} | {"curves.png"}
+    assert [line.split(" - ")[0] for line in lines[2:-1]] == ["Epoch 1/3", "Epoch 2/3", "Epoch 3/3"]
+    files = {f"glimpses_{epoch}.npz" for epoch in (1, 2, 3)} | {"curves.png", ".run"}
     assert {path.name for path in get_config(two).run_plots.iterdir()} == files
 
 

@@ -1,7 +1,6 @@
 """Pictures: boxes sit on the pixels that the retina read, and what is drawn is what the glimpses hold."""
 
 import itertools
-import warnings
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ from helpers import make_glimpses
 from PIL import Image
 
 from training.cli import InputError
-from viz.figures import frame_figure, glimpse_frames, patches_figure, path_figure, short
+from viz.figures import frame_figure, glimpse_frames, patches_figure, path_figure
 from viz.files import animation, gif, to_image
 from viz.record import patch_boxes
 
@@ -40,19 +39,6 @@ def test_a_box_covers_what_the_retina_read(glimpses):
 def test_a_class_may_be_named_as_a_formula_is(glimpses):
     count = len(glimpses.classes)
     assert list(glimpse_frames(glimpses._replace(classes=np.array(["$5_$", "$", "a$b$c"][:count]))))
-
-
-@pytest.mark.parametrize(
-    ("name", "drawn"),
-    [("\u732b", r"\u732b"), ("\u732b\u72ac\u9ce5", "\\u732b\\u72…"), ("caf\xe9", "caf\xe9"), ("a\nb", r"a\u000ab"),
-     ("\udce9", r"\udce9"), ("ж", "ж")],
-)  # fmt: skip
-def test_what_the_font_lacks_is_drawn_as_its_code(glimpses, name, drawn):
-    """No boxes, and no warning each epoch."""
-    assert short(name) == drawn
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert list(glimpse_frames(glimpses._replace(classes=np.array([name, "b", "c"]))))
 
 
 def test_wider_boxes_hold_the_finer_ones(glimpses):

@@ -1,7 +1,9 @@
 """A user's own images: colour, not square, streamed or in memory; what does not fit ends in one line."""
 
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,13 @@ import torch
 from helpers import assert_same, loader_for_test, loaders_of, train
 from PIL import Image
 
+import images.folder
 import plot_glimpses
 from config import Config, get_config, make_config
 from images import datasets
 from images.datasets import Examples, ImageFiles, read_examples
-from main import main
+from images.folder import Decoder
+from main import main, run
 from plot_glimpses import PlotConfig
 from trainer import Trainer
 from training.checkpoint import load_checkpoint
@@ -57,7 +61,8 @@ def test_trains_above_95_percent_tests_and_animates(folder, tmp_path, capsys):
     correct = re.search(r"Test Acc: (\d+)/60", capsys.readouterr().out).group(1)
     assert int(correct) > 0.95 * 60
     checkpoint = tmp_path / "ckpt_dir" / "folder_ram_6_8x8_1" / "best.pt"
-    [path] = plot_glimpses.main(PlotConfig(checkpoint=str(checkpoint), num_images=3))
+    places = {"data_dir": str(folder), "plot_dir": str(tmp_path / "plot_dir")}
+    [path] = plot_glimpses.main(PlotConfig(checkpoint=str(checkpoint), num_images=3, **places))
     assert Image.open(path).n_frames >= 6
 
 
@@ -211,3 +216,30 @@ def test_an_empty_folder_is_named(tmp_path, prepare):
     with pytest.raises(InputError, match=r"train must hold a folder of images for each class") as error:
         loaders_of(config_of(tmp_path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("number", [signal.SIGBUS, signal.SIGKILL], ids=["full /dev/shm", "out of memory"])
+def test_a_worker_that_dies_ends_in_one_line(folder, tmp_path, monkeypatch, capsys, number):
+    decode_one, parent = Decoder.decode, os.getpid()
+
+    def decode_or_die(decoder, path):
+        if os.getpid() != parent:
+            os.kill(os.getpid(), number)
+        return decode_one(decoder, path)
+
+    monkeypatch.setattr(Decoder, "decode", decode_or_die)
+    assert run(["--task=folder", f"--data_dir={folder}", "--num_workers=1", f"--ckpt_dir={tmp_path}"]) == 1
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("main.py")]
+    for hint in ("has died", "shared memory (/dev/shm)", "fewer --num_workers=", "--shm-size=1g"):
+        assert hint in line
+
+
+def test_there_are_no_more_workers_than_cores(folder, monkeypatch, recwarn):
+    started = []
+    loader = images.folder.DataLoader
+    monkeypatch.setattr(
+        images.folder, "DataLoader", lambda *a, **k: started.append(k["num_workers"]) or loader(*a, **k)
+    )
+    monkeypatch.setattr(datasets, "usable_cores", lambda: 1)
+    loaders_of(config_of(folder, num_workers=4))
+    assert started == [1] and not [warning for warning in recwarn if "worker processes" in str(warning.message)]

@@ -377,7 +377,14 @@ def test_a_class_name_that_is_not_utf_8_is_text_everywhere(plain, capsys):
     assert "[*] Test Acc: " in printed and printed.encode()
     best = get_config(flags).run_dir / "best.pt"
     assert RecurrentAttention.load(best).classes == ["a", "caf\\xe9"]
-    assert len(plot_glimpses.main(PlotConfig(checkpoint=str(best), averages=True, plot_dir=str(plain)))) == 3
+    assert (
+        len(
+            plot_glimpses.main(
+                PlotConfig(checkpoint=str(best), averages=True, data_dir=str(plain), plot_dir=str(plain))
+            )
+        )
+        == 3
+    )
 
 
 def test_a_class_that_came_from_a_mac_is_the_same_class(plain):

@@ -17,6 +17,7 @@ from data_loader import spec_of
 from images.datasets import read_examples
 from training.checkpoint import load_checkpoint, model_of
 from training.cli import InputError
+from viz.record import load_glimpses
 
 pytestmark = pytest.mark.slow
 BOUNDED = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -87,6 +88,23 @@ def test_checkpoint_bytes(trained, tmp_path, patches, end, cut):
     path.write_bytes(content[: end % len(content)] if cut else content)
     try:
         resume(trained, path)
+    except InputError as error:
+        assert "\n" not in str(error)
+
+
+@BOUNDED
+@given(
+    st.lists(st.tuples(st.integers(0), st.binary(min_size=1, max_size=8)), max_size=3), st.integers(0), st.booleans()
+)
+def test_glimpses_bytes(trained, tmp_path, patches, end, cut):
+    content = bytearray((trained.run_plots / "glimpses_1.npz").read_bytes())
+    for place, patch in patches:
+        place = place % len(content) if place % 2 else -1 - place % 2000  # half of them in the directory, at the end
+        content[place : place + len(patch) or None] = patch
+    path = tmp_path / "glimpses_1.npz"
+    path.write_bytes(content[: end % len(content)] if cut else content)
+    try:
+        load_glimpses(path)
     except InputError as error:
         assert "\n" not in str(error)
 

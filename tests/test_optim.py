@@ -9,7 +9,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import make_config
 from model import RecurrentAttention
-from training.optim import average_weights, learning_rate, load_optimizer, make_optimizer, orthogonalize
+from training.optim import (
+    average_weights,
+    learning_rate,
+    load_optimizer,
+    load_plateau,
+    make_optimizer,
+    make_plateau,
+    orthogonalize,
+)
 
 CONFIG = make_config(optimizer="muon", init_lr=3e-3, momentum=0.8, epochs=4, num_glimpses=3)
 
@@ -57,7 +65,7 @@ def test_muon_multiplies_in_the_number_format_of_the_step(precision, dtype):
 
     class Products(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            if function in (torch.ops.aten.bmm.default, torch.ops.aten.baddbmm.default):
                 seen.add(args[0].dtype)
             return function(*args, **(kwargs or {}))
 
@@ -69,10 +77,11 @@ def test_muon_multiplies_in_the_number_format_of_the_step(precision, dtype):
 
 @pytest.mark.parametrize("shape", [(40, 40), (20, 50), (50, 20)])
 def test_orthogonalize_goes_towards_the_orthogonal_factor(shape):
-    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.double)
-    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    matrices *= torch.tensor([1.0, 100.0, 0.01])[:, None, None]  # each counts by itself
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
     # By these coefficients, Newton's own, it converges; Muon's only come near, in fewer iterations.
-    torch.testing.assert_close(orthogonalize(matrix, 40, (1.5, -0.5, 0.0)), u @ v)
+    torch.testing.assert_close(orthogonalize(matrices, 40, (1.5, -0.5, 0.0)), u @ v)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adam", "sgd"])
@@ -87,13 +96,14 @@ def test_weight_decay_shrinks_the_weights_by_its_fraction_of_each_step(optimizer
         torch.testing.assert_close(parameter, value)
 
 
-def test_the_average_is_of_the_latest_tenth_of_the_weights_at_first_and_then_exponential():
+@pytest.mark.parametrize("count", [int, lambda steps: torch.tensor(float(steps))], ids=["number", "tensor"])
+def test_the_average_is_of_the_latest_tenth_of_the_weights_at_first_and_then_exponential(count):
     average, model = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     expected = average.bias.item()
     for steps in range(1, 31):
         with torch.no_grad():
             model.bias.fill_(steps)
-        average_weights(average, model, 0.7, steps)
+        average_weights(average, model, 0.7, count(steps))
         share = max(9 / (10 + steps), 0.3)  # of the newest weights, from step 20 on 1 - 0.7
         expected += share * (steps - expected)
         assert average.bias.item() == pytest.approx(expected, rel=1e-5)
@@ -127,3 +137,17 @@ def test_an_optimizers_state_is_restored_and_fits_no_other(optimizer):
     wider = RecurrentAttention(**config.replace(hidden_size=32).model_args(1, 10))
     with pytest.raises(ValueError, match="shape"):
         load_optimizer(make_optimizer(config.training, wider), state)
+
+
+def test_a_schedules_state_of_another_version_of_torch_is_restored():
+    config = CONFIG.replace(lr_patience=1)
+    model = RecurrentAttention(**config.model_args(1, 10))
+    trained, again = (make_plateau(config.training, make_optimizer(config.training, model)) for _ in range(2))
+    for acc in (3.0, 2.0):
+        trained.step(acc)
+    state = {**trained.state_dict(), "of_another_version": 1}
+    del state["verbose" if "verbose" in state else "eps"]
+    load_plateau(again, state)
+    assert (again.best, again.num_bad_epochs) == (3.0, 1) and not hasattr(again, "of_another_version")
+    with pytest.raises(ValueError, match="its schedule's best is high"):
+        load_plateau(again, {**state, "best": "high"})

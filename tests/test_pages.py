@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
+from benchmarks.onnx_speed import OnnxSpeed
 from benchmarks.scaling import Scaling
 from benchmarks.throughput import Benchmark
 from config import make_config
 from plot_glimpses import PlotConfig
 from search.options import SearchConfig
+from tools.drawn_digits import DrawnDigits
 from tools.export import Export
 from tools.results_tables import PAGES, best_of_each_model, recipes, results_table, summary_table, with_tables
+from viz.page import PageConfig
 
 DOCS = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 EVERY_PAGE = {**DOCS, **{path: path.read_text() for path in ROOT.glob("[br]e*/README.md")}}
@@ -82,7 +85,8 @@ def test_files_that_a_page_links_to_exist(page):
 def test_flags_that_a_page_names_exist(page):
     flags = set(re.findall(r"--([a-zA-Z_]+)=", DOCS[page]))
     settings = {field.name for cls in (PlotConfig, SearchConfig) for field in dataclasses.fields(cls)}
-    tools = {field.name for cls in (Export, Benchmark, Scaling) for field in dataclasses.fields(cls)}
+    others = (Export, Benchmark, Scaling, OnnxSpeed, DrawnDigits, PageConfig)
+    tools = {field.name for cls in others for field in dataclasses.fields(cls)}
     elsewhere = {"logdir", "nproc_per_node"}  # tensorboard, torchrun
     assert flags <= make_config().flat().keys() | settings | tools | elsewhere
 

@@ -37,12 +37,13 @@ def trained(tmp_path_factory) -> Config:
     return config
 
 
-def test_a_run_animates_from_its_glimpses_and_its_checkpoint(trained):
+def test_a_run_animates_from_its_glimpses_and_its_checkpoint(trained, tmp_path, monkeypatch):
     assert plot_glimpses.find_glimpses(trained.run_plots, None).name == "glimpses_2.npz"
     [saved] = plot_glimpses.main(PlotConfig(plot_dir=str(trained.run_plots), epoch=1, num_images=2))
     assert saved == trained.run_plots / "glimpses_1.gif"
+    monkeypatch.chdir(tmp_path)
     [tested] = plot_glimpses.main(PlotConfig(checkpoint=str(trained.run_dir / "best.pt"), num_images=2))
-    assert tested == trained.run_plots / "best.gif"
+    assert tested == Path("plots") / trained.name / "best.gif"
     for path in (saved, tested):
         picture = Image.open(path)
         assert picture.format == "GIF" and picture.n_frames == trained.model.num_glimpses
@@ -56,7 +57,7 @@ def test_pictures_of_a_checkpoint_that_lies_elsewhere_go_to_a_folder_of_its_name
 
 
 def test_pictures_of_a_shipped_model_go_to_a_folder_of_its_name(trained, tmp_path, monkeypatch):
-    shipped = export(Export(str(trained.run_dir), str(tmp_path / "models")))
+    [shipped] = export(Export(str(trained.run_dir), str(tmp_path / "models")))
     monkeypatch.chdir(tmp_path)
     [path] = plot_glimpses.main(PlotConfig(checkpoint=str(shipped), num_images=1))
     assert path == Path("plots/digits/digits.gif") and Image.open(path).n_frames == trained.model.num_glimpses

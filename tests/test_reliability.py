@@ -14,6 +14,7 @@ from helpers import assert_same, contents, metrics_of, train
 import training.checkpoint
 from config import get_config
 from main import run as run_command
+from model import RecurrentAttention
 from trainer import Trainer
 from training.checkpoint import load_checkpoint, write_whole
 from training.cli import InputError
@@ -177,21 +178,30 @@ def test_a_signal_after_an_epochs_last_step_costs_nothing(run, flags, monkeypatc
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
-def test_a_signal_during_validation_saves_that_epoch_and_stops(run, flags, monkeypatch, capsys, epoch):
-    alone = run("--epochs=2", "--run_name=alone")
-    evaluate = Trainer.evaluate
+@pytest.mark.parametrize("batch", [1, 9], ids=["first batch", "last batch"])
+def test_a_signal_during_validation_stops_at_once_and_a_resume_validates_again(
+    run, flags, monkeypatch, capsys, epoch, batch
+):
+    """143 validation images are nine batches of 16."""
+    more = ["--epochs=2", "--batch_size=16", "--lr_patience=0"]
+    alone = run(*more, "--run_name=alone")
+    forward, seen = RecurrentAttention.forward, []
 
-    def evaluate_and_signal(trainer, loader):
-        if trainer.progress.epoch == epoch - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(trainer, loader)
+    def forward_and_signal(model, images, *arguments):
+        if not model.training:
+            seen.append(len(images))
+            if len(seen) == (epoch - 1) * 10 + batch:  # a tenth batch is the one whose glimpses are saved
+                os.kill(os.getpid(), signal.SIGTERM)
+        return forward(model, images, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "evaluate", evaluate_and_signal)
-        assert run_command([*flags, "--epochs=2", "--run_name=cut"]) == 128 + signal.SIGTERM
-    assert f"stopped by SIGTERM, saved after epoch {epoch}" in capsys.readouterr().err
-    resumed = run("--epochs=2", "--run_name=cut", "--resume=True")
+        patched.setattr(RecurrentAttention, "forward", forward_and_signal)
+        assert run_command([*flags, *more, "--run_name=cut"]) == 128 + signal.SIGTERM
+    assert f"stopped by SIGTERM, saved before the validation of epoch {epoch}; " in capsys.readouterr().err
+    assert len(seen) == (epoch - 1) * 10 + batch  # none after the signal
+    resumed = run("--run_name=cut", "--resume=True")
     assert_same(saved(alone), saved(resumed))
+    assert [line["valid"] for line in metrics_of(alone)] == [line["valid"] for line in metrics_of(resumed)]
 
 
 def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored():
@@ -227,9 +237,9 @@ def test_a_failing_write_leaves_the_old_file_and_says_so(run, flags, call, nth, 
         assert code == 0
         return
     printed = capsys.readouterr()
-    if code == 0:  # the picture of the curves, which a training is not stopped for
+    if code == 0:  # what only reports, which a training is not stopped for
         message = next(line for line in printed.out.splitlines() if line.startswith("[!]"))
-        assert "curves.png" in message
+        assert "curves.png" in message or "glimpses_2.npz" in message
     else:
         message = printed.err
         assert code == 1 and len(message.splitlines()) == 1

@@ -105,9 +105,10 @@ def test_the_command_it_reports_trains_the_best_again_to_the_bit(work, flags, ca
         assert (search.folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_record_leaves_out_the_address_of_the_storage(flags):
+def test_the_record_leaves_out_the_password_of_the_storage(flags):
     search = parse([*flags, "--storage=postgresql+psycopg://user:secret@host/name", *STD])
-    assert "secret" not in json.dumps(record(search, []))
+    recorded = json.dumps(record(search, []))
+    assert "secret" not in recorded and "user:***@host/name" in recorded
 
 
 def test_seeds_train_what_main_trains_with_each(work, flags, capsys):

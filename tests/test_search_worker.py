@@ -4,6 +4,7 @@ import functools
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -23,19 +24,21 @@ from optuna.trial import TrialState
 import search.__main__ as search_command
 from main import run as run_main
 from search.options import parse
-from search.worker import FINISHED, Worker, finished, open_study, slot_of, slots_of
+from search.worker import FINISHED, Journal, Worker, finished, open_study, slot_of, slots_of
 from trainer import Trainer
 from training.checkpoint import load_checkpoint
+from training.cli import InputError
 
 STD = ["--search", "std=log:0.02:0.3"]
-NO_SIGINT = (
-    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.executable, sys.argv[1:])"
+SET_SIGINT = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_{}); os.execv(sys.executable, sys.argv[1:])"
 )
 
 
-def start(*flags: str, **options) -> subprocess.Popen:
-    """The command, as a script starts it in the background: SIGINT is ignored."""
-    command = [sys.executable, "-c", NO_SIGINT, sys.executable, "-m", "search", *flags]
+def start(*flags: str, ignore_sigint: bool = False, **options) -> subprocess.Popen:
+    """The command, as a terminal starts it, or a script in the background: then SIGINT is ignored."""
+    set_sigint = SET_SIGINT.format("IGN" if ignore_sigint else "DFL")
+    command = [sys.executable, "-c", set_sigint, sys.executable, "-m", "search", *flags]
     options = {"cwd": ROOT, **options}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
 
@@ -134,16 +137,23 @@ def test_a_worker_killed_in_mid_trial_loses_nothing_and_no_trial_runs_twice(flag
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_all_workers_saved_and_the_same_command_continues(flags, capsys, tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "in_background"), [(signal.SIGINT, False), (signal.SIGTERM, True)], ids=["Ctrl-C", "SIGTERM, background"]
+)
+def test_a_signal_stops_all_workers_saved_and_the_same_command_continues(
+    flags, capsys, tmp_path, number, in_background
+):
     own = ["--epochs=10", "--trials=2", "--workers=2", "--prune=False", *STD]
     argv = [*flags, *own]
     search = parse(argv)
     # Started in another folder, of which it is given relative paths.
     folders = ["--ckpt_dir=ckpt_dir", "--logs_dir=logs_dir", "--plot_dir=plot_dir"]
-    process = start(*flags, *folders, *own, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = start(*flags, *folders, *own, ignore_sigint=in_background, cwd=tmp_path, env=environment)
     study = open_study(search)
     wait_for(lambda: under_way(study, epochs=2))
+    if in_background:  # a script's Ctrl-C is not meant for it
+        process.send_signal(signal.SIGINT)
     process.send_signal(number)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 128 + number
@@ -163,7 +173,7 @@ def test_a_signal_stops_all_workers_saved_and_the_same_command_continues(flags, 
 
 
 def test_a_second_signal_ends_at_once_and_no_worker_outlives_the_command(flags, tmp_path, monkeypatch, capsys):
-    stubborn = "import signal, time; signal.signal(signal.SIGINT, lambda *_: print('later', flush=True)); "
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: print('later', flush=True)); "
     stubborn += "print('ready', flush=True); [time.sleep(1) for _ in range(600)]"
     start_process, workers = subprocess.Popen, []
 
@@ -188,24 +198,34 @@ def test_a_second_signal_ends_at_once_and_no_worker_outlives_the_command(flags, 
     assert [worker.poll() for worker in workers] == [-signal.SIGKILL]
 
 
+counted: list[int] = []
+
+
+def count_step(trainer, train_step, *arguments):
+    counted.append(trainer.progress.step)
+    return train_step(trainer, *arguments)
+
+
 def test_a_signal_in_the_last_validation_of_a_trial_stops_the_worker_and_costs_nothing(flags, monkeypatch, capsys):
     argv = [*flags, "--epochs=1", "--trials=2", "--workers=0", *STD]
     evaluate = Trainer.evaluate
 
-    def receive_and_evaluate(trainer, loader):
+    def receive_and_evaluate(trainer, loader, **options):
         signal.raise_signal(signal.SIGTERM)
-        return evaluate(trainer, loader)
+        return evaluate(trainer, loader, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "evaluate", receive_and_evaluate)
         assert search_command.run(argv) == 128 + signal.SIGTERM
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("search: stopped by SIGTERM, saved after epoch 1; the same")
+    assert last.startswith("search: stopped by SIGTERM, saved before the validation of epoch 1; the same")
     search = parse(argv)
-    before = (search.folder / "trial_0" / "last.pt").read_bytes()
+    steps = load_checkpoint(search.folder / "trial_0" / "last.pt")["step"]
+    monkeypatch.setattr(Trainer, "train_step", functools.partialmethod(count_step, Trainer.train_step))
+    counted.clear()
     assert search_command.run(argv) == 0
     assert_exact(search, open_study(search))
-    assert (search.folder / "trial_0" / "last.pt").read_bytes() == before  # nothing was left to train
+    assert len(counted) == steps > 0  # those of the second trial: of the first, nothing was left to train
 
 
 class MortalWorker(Worker):
@@ -324,3 +344,46 @@ def test_a_trial_that_was_to_be_pruned_as_its_worker_died_is_pruned_before_it_tr
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.PRUNED]
     assert study.trials[1].user_attrs["note"] == "pruned after 1 epochs"
     assert_exact(search, study)
+
+
+@pytest.mark.parametrize(
+    "torn", [b'{"op_code":4,"wor', b'{"op_code":4,"wor{"op_code":4}\n'], ids=["at the end", "within"]
+)
+def test_a_journal_torn_by_a_full_disk_loses_the_torn_line_alone(flags, torn):
+    """Within: a version before this has appended to the torn line."""
+    search = parse([*flags, "--trials=3", *STD])
+    study = open_study(search)
+    for value in (1.0, 2.0):
+        study.tell(study.ask(), value)
+    journal = search.folder / "journal.log"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + torn)
+    study = open_study(search)
+    assert [trial.value for trial in study.trials] == [1.0, 2.0]
+    study.tell(study.ask(), 3.0)
+    assert [trial.value for trial in open_study(search).trials] == [1.0, 2.0, 3.0]
+    assert journal.read_bytes().startswith(whole)
+
+
+def test_a_change_that_does_not_fit_on_the_disk_leaves_the_journal_as_it_was(flags, tmp_path):
+    journal = Journal(str(tmp_path / "journal.log"))
+    journal.append_logs([{"op_code": 0}])
+    before = journal.path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))
+        with pytest.raises(InputError, match=r"cannot write .*journal.log \(File too large\)"):
+            journal.append_logs([{"op_code": 1, "long": "x" * 100}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert journal.path.read_bytes() == before and not list(tmp_path.glob("*.lock"))
+    journal.append_logs([{"op_code": 2}])
+    assert list(journal.read_logs(0)) == [{"op_code": 0}, {"op_code": 2}]
+
+
+def test_a_signal_between_two_trainings_gives_the_trial_back(flags, monkeypatch, capsys):
+    search = parse([*flags, "--trials=1", "--workers=0", *STD])
+    monkeypatch.setattr(Worker, "load", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert search_command.run(search.argv) == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM, its trial is given back; the same command continues" in capsys.readouterr().err
+    assert [trial.state for trial in open_study(search).trials] == [TrialState.FAIL]

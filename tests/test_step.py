@@ -1,5 +1,7 @@
 """Every fast path of the training step ends at the weights of the plain one."""
 
+import logging
+
 import pytest
 import torch
 import torch._dynamo
@@ -8,7 +10,7 @@ import torch._inductor.config
 from config import Config, make_config
 from model import RecurrentAttention, draw_first_locations
 from training.optim import make_optimizer
-from training.step import Objective, should_compile
+from training.step import Objective, compiler_arguments, should_compile
 from utils import has_bfloat16
 
 CONFIG = make_config(batch_size=32, num_glimpses=4, patch_size=8, num_patches=2, glimpse_scale=2)
@@ -183,3 +185,20 @@ def test_a_step_is_compiled_where_that_pays_or_is_asked_for():
     assert should_compile("auto", torch.device("cuda"), steps=30_000)  # without it the step is captured, too
     assert not should_compile("auto", torch.device("cuda"), steps=29_999)
     assert should_compile("True", cpu, steps=1) and not should_compile("False", cpu, steps=10**6)
+
+
+def test_a_compilation_for_a_cpu_misses_no_cuda(monkeypatch, tmp_path):
+    from torch.utils import cpp_extension
+
+    said = []
+    recorder = logging.Handler()
+    monkeypatch.setattr(recorder, "emit", said.append)
+    monkeypatch.setattr(cpp_extension.logger, "handlers", [recorder])
+    cpp_extension.logger.setLevel(logging.WARNING)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cpp_extension._find_cuda_home()
+    assert len(said) == 1
+    compiler_arguments(torch.device("cpu"), captured=False)
+    cpp_extension._find_cuda_home()
+    assert len(said) == 1

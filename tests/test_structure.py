@@ -26,7 +26,7 @@ ORDER = [
     ],
     ["config"],
     ["model"],
-    ["training.distributed", "training.checkpoint", "training.fixed_policies", "images.folder"],
+    ["training.distributed", "training.checkpoint", "training.fixed_policies", "images.folder", "images.one_image"],
     ["images.datasets"],
     ["images.split"],
     ["data_loader"],
@@ -34,9 +34,9 @@ ORDER = [
     ["training.progress"],
     ["trainer"],
     ["viz.record"],
-    ["viz.files"],
+    ["viz.files", "viz.own_images"],
     ["viz.figures"],
-    ["viz.tensorboard", "viz.test_set", "viz.games"],
+    ["viz.tensorboard", "viz.test_set", "viz.games", "viz.page"],
     ["viz.reports"],
     ["search.options"],
     ["search.worker"],
@@ -44,7 +44,7 @@ ORDER = [
     ["benchmarks.floor"],
     ["main", "plot_glimpses", "search.__main__", "tools.*"],
     ["benchmarks.throughput", "benchmarks.scaling", "benchmarks.startup", "benchmarks.time_to_accuracy"],
-    ["benchmarks.catch"],
+    ["benchmarks.catch", "benchmarks.onnx_speed", "benchmarks.page_speed"],
 ]
 HALL = {"main", "plot_glimpses", "trainer", "model", "modules", "data_loader", "config", "utils"}
 ROOMS = ("images", "training", "viz", "search", "tools", "benchmarks")

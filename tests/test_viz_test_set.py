@@ -100,7 +100,7 @@ def test_many_glimpses_have_maps_side_by_side(source, monkeypatch):
 
 def test_a_command_writes_all_pictures_into_the_runs_plots(trained, source, capsys):
     checkpoint = trained.run_dir / "best.pt"
-    paths = plot_glimpses.main(PlotConfig(checkpoint=str(checkpoint), averages=True))
+    paths = plot_glimpses.main(PlotConfig(checkpoint=str(checkpoint), averages=True, plot_dir=str(trained.run_plots)))
     assert paths == [trained.run_plots / f"best_{name}.png" for name in ("heat_maps", "accuracy", "confusion")]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     accuracy = 100 * summarise(source).correct[-1] / source.loader.num_images

@@ -2,5 +2,6 @@
 
 export              a run's best model without what only its training needs
 results_tables      the tables of README, docs and recipes, from the recorded runs
+drawn_digits        twenty digits as people photograph them, and what a model reads in them
 readme_figures      the pictures of README and docs
 """

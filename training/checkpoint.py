@@ -9,6 +9,7 @@ A checkpoint is a flat dict. Opening one runs nothing in it.
 import contextlib
 import io
 import os
+import shlex
 import zipfile
 from pathlib import Path
 
@@ -64,14 +65,11 @@ def load_checkpoint(path: str | Path, to_resume: bool = False) -> dict:
         latest = "--best=False tests last.pt, which its first epoch has left; " if started else ""
         raise InputError(f"no checkpoint at {path}: {latest}train first, or name another run or file")
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip():  # torch reads a flipped bit as readily as any other
-                raise ValueError("checksum")
+        check_archive(path)  # torch reads a flipped bit as readily as any other
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch names no set of errors for bytes that are not a checkpoint
         raise InputError(
-            f"{path} is damaged or not a checkpoint ({type(error).__name__}): restore it, use the run's other "
-            f"checkpoint (best.pt, last.pt), or train again"
+            f"{path} is damaged or not a checkpoint ({type(error).__name__}): {way_on_from(path, to_resume)}"
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("format"), int):
         raise InputError(f"{path} is not a checkpoint of this project: it names no format")
@@ -83,6 +81,34 @@ def load_checkpoint(path: str | Path, to_resume: bool = False) -> dict:
         if not isinstance(checkpoint.get(key), kind):
             raise InputError(f"{path} is not a whole checkpoint: its {key} is not of type {kind.__name__}")
     return checkpoint
+
+
+def way_on_from(damaged: Path, to_resume: bool) -> str:
+    """What to do about a damaged checkpoint."""
+    best = damaged.with_name("best.pt")
+    if to_resume and damaged.name == "last.pt" and best.exists():
+        with contextlib.suppress(InputError):
+            epoch = load_checkpoint(best, to_resume=True)["epoch"]
+            return f"rm {shlex.quote(str(damaged))}, and --resume=True continues from best.pt, of epoch {epoch}"
+    return "restore it, use the run's other checkpoint (best.pt, last.pt), or train again"
+
+
+def check_archive(path: str | Path, unpacked: int | None = None):
+    """Raises ValueError, or an error of zipfile, unless a zip file is whole and holds no more than it should.
+
+    A small file that is compressed may unpack to more than fits into memory.
+
+    Args:
+        unpacked: bytes that it may hold, compressed; None: as many as its own size, not compressed.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if unpacked is None and any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("it is compressed")
+        if sum(member.file_size for member in members) > (unpacked or os.path.getsize(path)):
+            raise ValueError("it holds more than it should")
+        if archive.testzip():
+            raise ValueError("a checksum is wrong")
 
 
 def model_of(checkpoint: dict, path: str | Path) -> RecurrentAttention:

@@ -80,7 +80,8 @@ class World:
 
     def print_reason(self, text: str):
         """Prints why this process ends, unless another has printed a reason."""
-        print(text, file=sys.stderr)
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            print(text, file=sys.stderr, flush=True)
 
 
 ALONE = World()
@@ -151,7 +152,7 @@ class Team(World):
         return context if self.is_main else contextlib.nullcontext()
 
     def print_reason(self, text):
-        with contextlib.suppress(RuntimeError):  # the store is gone, with a process that has printed a reason
+        with contextlib.suppress(RuntimeError, OSError):  # the store is gone, with one that has printed a reason
             if self.reasons.add("processes", 1) == 1:
                 print(text, file=sys.stderr, end="\n" if text else "", flush=True)
                 self.reasons.set("printed", "")

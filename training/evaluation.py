@@ -4,6 +4,7 @@ metrics, predictions = evaluate(RecurrentAttention.load(path), loader, config)
 print(class_table(confusion_of(loader.examples.labels, predictions, 10), loader.spec.classes))
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from config import Config
 from data_loader import Loader
 from images.catch import Games
 from model import draw_first_locations, game_loss, hybrid_loss
+from training.cli import printable
 from training.distributed import World
 from training.fixed_policies import fixed_locations
 from utils import AverageMeter, Stream, make_generator
@@ -37,7 +39,9 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Loader, config: Config) -> Evaluation:
+def evaluate(
+    model: nn.Module, loader: Loader, config: Config, after_batch: Callable[[], None] = lambda: None
+) -> Evaluation:
     """Looks at the policy's mean locations, M times per image, from first locations that the seed fixes.
 
     Loss terms are means over the M rollouts; the prediction is the class of the highest mean probability.
@@ -46,6 +50,7 @@ def evaluate(model: nn.Module, loader: Loader, config: Config) -> Evaluation:
         model: to be evaluated; it is left in evaluation mode.
         loader: of the images.
         config: read for M, random_seed and the loss's weights, and as `fixed_locations` reads it.
+        after_batch: called after each batch; it may raise.
     """
     model.eval()
     locations = evaluation_locations(config, loader)
@@ -64,6 +69,7 @@ def evaluate(model: nn.Module, loader: Loader, config: Config) -> Evaluation:
         if outcome.predicted is not None:
             predictions[begin : begin + count][shard.part][: shard.images] = outcome.predicted[: shard.images]
         begin += count
+        after_batch()
     *losses, _ = (loader.world.sum(meter.total) / loader.num_images).tolist()
     correct = loader.world.sum(correct).item()
     metrics = Metrics(*losses, acc=100 * correct / loader.num_images, correct=correct)
@@ -86,7 +92,7 @@ def class_accuracies(confusion: np.ndarray) -> list[float | None]:
 
 def class_table(confusion: np.ndarray, classes: list[str]) -> str:
     """A line for each class: images, how many are right, and as what the others are taken most often."""
-    names = [name if name.isprintable() else ascii(name)[1:-1] for name in classes]
+    names = [printable(name) for name in classes]
     width = max(map(len, ["class", *names]))
     lines = [f"{'class':{width}}  {'images':>7} {'right':>7} {'%':>7}   most often taken for"]
     for k, (name, acc) in enumerate(zip(names, class_accuracies(confusion), strict=True)):

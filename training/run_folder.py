@@ -5,48 +5,51 @@ with open_run(config, device, epoch=0, step=0):
 """
 
 import contextlib
+import errno
+import importlib.metadata
 import json
+import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
-import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from config import Config, params_json
 from training.checkpoint import load_checkpoint, write_whole
-from training.cli import InputError
+from training.cli import InputError, say
 from utils import describe_device, matmul_dtype
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
+    import msvcrt
+
+OWNER = ".run"  # in a run's plots and logs: the way from there to the run's folder
+KEPT = ("lock", "test.lock", OWNER)
 
 
 @contextlib.contextmanager
 def open_run(config: Config, device: torch.device, epoch: int, step: int) -> Iterator[None]:
-    """Makes the folder of a training, writes its settings and environment there, and locks it until the training ends.
-
-    The operating system holds the lock: it does not outlive the process, however that dies.
+    """Makes the folders of a training, writes its settings and environment, and locks it until the training ends.
 
     Args:
         epoch, step: of the checkpoint that is resumed, which was read before.
     Raises:
         InputError: another process trains there, or has trained since; it holds another run, and neither resume nor
-            overwrite is set; or it cannot be written.
+            overwrite is set; or a folder cannot be written, or holds the plots or logs of another run.
     """
-    try:
-        config.run_dir.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(config.run_dir / "lock", timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(f"another process trains in {config.run_dir}: wait, or choose another --run_name=") from error
-    except OSError as error:
-        raise InputError(f"cannot write to {config.run_dir} ({error.strerror}): choose another --ckpt_dir=") from error
     call = config.call
-    try:
-        held = any((config.run_dir / name).exists() for name in ("last.pt", "best.pt"))
+    check_folder(config.run_dir, "ckpt_dir")
+    with locked(config.run_dir / "lock", wait=False):
+        held = config.holds_run
         if held and not (call.resume or call.overwrite):
             raise InputError(
                 f"{config.run_dir} holds a run already: --resume=True continues it, --run_name=NAME trains another, "
@@ -54,19 +57,111 @@ def open_run(config: Config, device: torch.device, epoch: int, step: int) -> Ite
             )
         if call.resume:
             check_latest(config.checkpoint_path, epoch, step)
-        elif call.overwrite:
+        claim(config.run_plots, "plot_dir", config.run_dir)
+        if config.machine.use_tensorboard or config.machine.wandb:
+            claim(config.run_logs, "logs_dir", config.run_dir)
+        if call.overwrite and not call.resume:
             for name in ("last.pt", "best.pt", "metrics.jsonl", "test.json"):
                 (config.run_dir / name).unlink(missing_ok=True)
             for folder in (config.run_logs, config.run_plots):
-                shutil.rmtree(folder, ignore_errors=True)
+                if owner_of(folder) in (config.run_dir.resolve(), *[None] * held):
+                    empty(folder)
         if not call.resume:
             precision = str(matmul_dtype(config.training.precision, device)).removeprefix("torch.")
             found = {**environment(), "device": describe_device(device), "precision": precision}
             write_whole(config.run_dir / "environment.json", (json.dumps(found, indent=2) + "\n").encode())
         write_whole(config.params_path, params_json(config).encode())
         yield
-    finally:
-        lock.release()
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Locks a file, which names the process that holds it.
+
+    The operating system holds the lock: it does not outlive the process, however that dies.
+
+    Raises:
+        InputError: another process holds it, and this one is not to wait; or the file system has no locks.
+    """
+    with open(path, "a+") as file:  # which stays: a lock on a deleted file keeps nobody out
+        while not try_lock(file):
+            if not wait:
+                file.seek(0)
+                holder = file.read().strip()
+                raise InputError(
+                    f"another process trains in {path.parent}{holder and f' ({holder})'}: wait, or choose another "
+                    f"--run_name="
+                )
+            time.sleep(0.05)
+        file.truncate(0)
+        print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def try_lock(file: TextIO) -> bool:
+    """Locks a file until it is closed; returns whether that worked, or another process holds it.
+
+    Raises:
+        InputError: the file system has no locks.
+    """
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:  # Windows, whose locked bytes nobody can read: one far behind the file's end
+            file.seek(2**30)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+            return False
+        raise InputError(
+            f"the file system of {file.name} has no locks ({error.strerror}), so that two processes could train in one "
+            f"folder: choose a --ckpt_dir= on another"
+        ) from error
+    return True
+
+
+def check_folder(folder: Path, flag: str):
+    """Makes a folder if it is missing, and raises InputError, which names its flag, if it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to {folder} ({error.strerror}): choose another --{flag}=") from error
+
+
+def claim(folder: Path, flag: str, run_dir: Path):
+    """Makes the folder of a run's plots or logs, and notes in it whose they are.
+
+    Raises:
+        InputError: it cannot be written, or is that of another run, of the same name in another --ckpt_dir=.
+    """
+    check_folder(folder, flag)
+    owner = owner_of(folder)
+    if owner not in (None, run_dir.resolve()) and (owner / "params.json").exists():
+        raise InputError(f"{folder} is that of the run in {owner}: choose another --{flag}=, or another --run_name=")
+    if owner != run_dir.resolve():
+        write_whole(folder / OWNER, os.fsencode(os.path.relpath(run_dir.resolve(), folder.resolve())))
+
+
+def owner_of(folder: Path) -> Path | None:
+    """The folder of the run whose plots or logs these are, or checkpoints; None if that is not noted."""
+    if (folder / "params.json").exists():
+        return folder.resolve()
+    try:
+        return (folder / os.fsdecode((folder / OWNER).read_bytes())).resolve()
+    except OSError:
+        return None
+
+
+def empty(folder: Path):
+    """Deletes the files of a run in a folder, but no lock, which may be held, and no folder, which may be a run's."""
+    for path in folder.glob("*"):
+        if path.is_file() and path.name not in KEPT:
+            path.unlink()
 
 
 def check_latest(path: Path, epoch: int, step: int):
@@ -82,14 +177,42 @@ def environment() -> dict:
     processor = next((line.partition(": ")[2] for line in names if line.startswith("model name")), platform.processor())
     commit, script = None, Path(sys.argv[0]).name
     with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git, or not a checkout
-        asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        asked = [
+            "git",
+            "-C",
+            str(Path(__file__).parent),
+            "describe",
+            "--always",
+            "--dirty",
+            "--abbrev=40",
+            "--exclude=*",
+        ]
         commit = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     return {
-        "command": " ".join(["python", *(script if word == sys.argv[0] else word for word in sys.orig_argv[1:])]),
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
-        "commit": commit,
+        "command": without_password(
+            " ".join(["python", *(script if word == sys.argv[0] else word for word in sys.orig_argv[1:])])
+        ),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            **{name: version_of(name) for name in ("torchvision", "numpy", "pillow", "scikit-learn")},
+        },
+        "commit": commit,  # with -dirty at its end if the checkout had changes
         "machine": f"{platform.system()} {platform.machine()}, {processor}, {torch.get_num_threads()} threads",
     }
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def without_password(text: str) -> str:
+    """The text, in which each URL's password is replaced by ***."""
+    text = re.sub(r"(://[^\s/@:]*):\S*@", r"\1:***@", text)
+    return re.sub(r"(?i)([?&]password=)[^\s&]*", r"\1***", text)
 
 
 def read_environment(run_dir: Path) -> dict:
@@ -133,7 +256,7 @@ def record_test(config: Config, test: dict, best_valid_acc: float):
     tests = {f"M={test['M']}": test}
     try:
         epochs = read_metrics(config.run_dir / "metrics.jsonl")
-        with FileLock(config.run_dir / "test.lock"):  # one with another M may end at the same moment
+        with locked(config.run_dir / "test.lock"):  # one with another M may end at the same moment
             with contextlib.suppress(OSError, ValueError, KeyError, AttributeError, TypeError):
                 before = json.loads(path.read_text())["tests"].items()
                 tests = {**{name: other for name, other in before if other["epoch"] == test["epoch"]}, **tests}
@@ -149,4 +272,4 @@ def record_test(config: Config, test: dict, best_valid_acc: float):
             text = re.sub(r"\[[^][{}\"]*\]", lambda list_: f"[{' '.join(list_[0][1:-1].split())}]", text)  # in a line
             write_whole(path, (text + "\n").encode())
     except (InputError, OSError) as error:  # a finished model may well lie in a folder that is read-only
-        print(f"[!] {error}")
+        say(f"[!] {error}")

@@ -4,7 +4,7 @@ objective = Objective(model, config.training, batch_size=128)
 losses = objective(images, labels, first_locations, noise)
 """
 
-import functools
+import logging
 import math
 from collections.abc import Callable, Iterator
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from config import TrainingConfig
-from model import Frame, Games, Losses, RecurrentAttention, game_loss, hybrid_loss
+from model import Games, Losses, RecurrentAttention, game_loss, hybrid_loss
 from training.distributed import World
 from utils import matmul_dtype
 
@@ -77,7 +77,7 @@ class Objective(nn.Module):
         """
         print("[*] Compiling the training step (--compile=False does without)")
         try:
-            compiled = self.compiled_losses(captured)
+            compiled = torch.compile(self.losses, dynamic=False, **compiler_arguments(self.device, captured))
             self.model.train()
             compiled(*example).total.backward()
         except torch.OutOfMemoryError:
@@ -86,9 +86,6 @@ class Objective(nn.Module):
             self.give_up(error)
             return
         self.full_batch_losses = compiled
-
-    def compiled_losses(self, captured: bool) -> Callable[..., Losses]:
-        return torch.compile(self.losses, dynamic=False, **compiler_arguments(self.device, captured))
 
     def give_up(self, error: BaseException):
         """Does without the compiler from now on, and prints why."""
@@ -127,21 +124,12 @@ class GameObjective(Objective):
         """(T, B, 2 + num_actions); see `RecurrentAttention.draw_play_noise`."""
         return self.model.draw_play_noise(batch, self.device, generator)
 
-    def compiled_losses(self, captured: bool) -> Callable[..., Losses]:
-        """With a frame compiled, which is repeated: a compiler takes minutes over all frames of a game."""
-        frame = torch.compile(self.model.play_frame, dynamic=False, **compiler_arguments(self.device, captured=True))
-        return functools.partial(self.losses, play_frame=frame)
+    def compile(self, *example, captured: bool = False):
+        """Does without: a compiler takes minutes over the frames of a whole game. A CUDA graph needs none."""
 
-    def losses(
-        self,
-        games: Games,
-        labels: Tensor,
-        locations: Tensor,
-        noise: Tensor,
-        play_frame: Callable[..., Frame] | None = None,
-    ) -> Losses:
+    def losses(self, games: Games, labels: Tensor, locations: Tensor, noise: Tensor) -> Losses:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            play = self.model.play(games, locations, noise, play_frame=play_frame)
+            play = self.model.play(games, locations, noise)
         return game_loss(play, **self.training_config.game_weights, total=self.world.sum)
 
 
@@ -163,5 +151,6 @@ def compiler_arguments(device: torch.device, captured: bool) -> dict:
     if device.type == "cpu":
         from training.fuse_matmuls import FuseMatmuls  # imports the compiler
 
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it would miss CUDA, needlessly
         return {"options": {"post_grad_custom_pre_pass": FuseMatmuls(), "cpp_wrapper": True}}
     return {}

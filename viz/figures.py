@@ -7,21 +7,24 @@ Figures are matplotlib's, drawn without a window. The colours are Okabe and Ito'
 distinguish; right and wrong predictions differ by a sign as well.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.font_manager import get_font
+from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from tqdm import tqdm
 
-from training.cli import InputError
-from viz.files import to_image
+from training.cli import InputError, printable
+from viz.files import by_defaults, to_image
 from viz.record import Glimpses
 
 BOX_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7")  # from the finest patch to the coarsest
@@ -86,12 +89,13 @@ def columns(glimpses: Glimpses, below: float) -> tuple[Figure, list[tuple[Axes, 
     return figure, places
 
 
+@by_defaults
 def frame_figure(glimpses: Glimpses, step: int) -> Figure:
     """A glimpse of each image: its boxes and the path to it; below, the retina's patches, and a bar for each class."""
     num_patches = glimpses.patches.shape[2]
     side = min((COLUMN - GAP) / max(num_patches, 2), 0.6)  # of a patch, inches
     shown = [most_likely(glimpses, i) for i in range(len(glimpses.images))]
-    names = max(len(short(glimpses.classes[k])) for classes in shown for k in classes)
+    names = max(len(short(glimpses.classes, k)) for classes in shown for k in classes)
     upright = names <= 2
     below = side + GAP + BARS + (0.16 if upright else 0.08 + 0.065 * names) + GAP
     figure, places = columns(glimpses, below)
@@ -111,6 +115,7 @@ def frame_figure(glimpses: Glimpses, step: int) -> Figure:
     return figure
 
 
+@by_defaults
 def path_figure(glimpses: Glimpses) -> Figure:
     """The whole path in each image, its glimpses numbered, and the finest box of each."""
     figure, places = columns(glimpses, 0)
@@ -171,44 +176,54 @@ def draw_boxes(ax: Axes, boxes: np.ndarray):
 
 
 def draw_caption(ax: Axes, glimpses: Glimpses, i: int, step: int):
-    """Above an image: its label, and the model's prediction after this glimpse."""
+    """Above an image: its label if it has one, and the model's prediction after this glimpse."""
     label, prediction = glimpses.labels[i], glimpses.predictions[i, step]
-    truth, said = short(glimpses.classes[label]), short(glimpses.classes[prediction])
-    sign, colour = ("\N{CHECK MARK}", RIGHT) if prediction == label else ("\N{BALLOT X}", WRONG)
-    ax.text(0, 1, f"is {truth}\n", transform=ax.transAxes, fontsize=9, va="bottom")
+    said = short(glimpses.classes, prediction)
+    if label < 0:
+        sign, colour = f"({100 * glimpses.probabilities[i, step, prediction]:.0f} %)", RIGHT
+    else:
+        sign, colour = ("\N{CHECK MARK}", RIGHT) if prediction == label else ("\N{BALLOT X}", WRONG)
+        truth = short(glimpses.classes, label)
+        ax.text(0, 1, f"is {truth}\n", transform=ax.transAxes, fontsize=9, va="bottom")
     is_last = step == glimpses.locations.shape[1] - 1
     says = f"{'says' if is_last else 'so far'} {said} {sign}"
     weight = "bold" if is_last else "normal"
     ax.text(0, 1, says, transform=ax.transAxes, fontsize=9, va="bottom", color=colour, weight=weight)
 
 
-def short(name: str) -> str:
-    """A class's name, cut to what has room above an image, without matplotlib's formulas.
-
-    A character that cannot be drawn, as the fonts of matplotlib lack it, is written as its code: \\u732b.
-    """
-    fonts = [get_font(findfont(FontProperties(weight=weight))) for weight in ("normal", "bold")]
-    drawn = "".join(
-        character if character.isprintable() and all(font.get_char_index(ord(character)) for font in fonts)
-        else f"\\u{ord(character):04x}" for character in name
-    )  # fmt: skip
-    cut = drawn if len(drawn) <= LONGEST_NAME else drawn[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
+def short(classes: Sequence[str], k: int) -> str:
+    """The name of class k, cut to what has room above an image, without matplotlib's formulas; #k if the font lacks a
+    letter of it."""
+    name = printable(classes[k])
+    if any(font().get_char_index(ord(letter)) == 0 for letter in name):
+        return f"#{k}"
+    cut = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
     return cut.replace("$", r"\$")
+
+
+@functools.cache
+def font() -> FT2Font:
+    """The font that matplotlib brings and draws with by default."""
+    return get_font(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf")
 
 
 def most_likely(glimpses: Glimpses, i: int) -> list[int]:
     """The classes that have a bar in image i: its own, and those of the highest probabilities after any glimpse."""
     best = np.argsort(-glimpses.probabilities[i].max(axis=0), kind="stable").tolist()
-    label = int(glimpses.labels[i])
-    return sorted([label, *(k for k in best if k != label)][:MOST_BARS])
+    own = [int(label) for label in glimpses.labels[i : i + 1] if label >= 0]
+    return sorted([*own, *(k for k in best if k not in own)][:MOST_BARS])
 
 
 def draw_bars(ax: Axes, glimpses: Glimpses, i: int, step: int, shown: list[int], upright: bool):
-    """The probabilities of classes after a glimpse: the label's in one colour, a wrong prediction's in another."""
-    prediction, label = glimpses.predictions[i, step], glimpses.labels[i]
+    """The probabilities of classes after a glimpse: the label's in one colour, a wrong prediction's in another.
+
+    Where there is no label, the prediction stands in for it.
+    """
+    prediction = glimpses.predictions[i, step]
+    label = glimpses.labels[i] if glimpses.labels[i] >= 0 else prediction
     colours = [RIGHT if k == label else WRONG if k == prediction else OTHER for k in shown]
     ax.bar(range(len(shown)), glimpses.probabilities[i, step, shown], color=colours, width=0.8)
-    names = [short(glimpses.classes[k]) for k in shown]
+    names = [short(glimpses.classes, k) for k in shown]
     ax.set_xticks(range(len(shown)), names, fontsize=7, rotation=0 if upright else 90)
     for name, k in zip(ax.get_xticklabels(), shown, strict=True):
         name.set(color=RIGHT if k == label else "black", weight="bold" if k == label else "normal")
@@ -218,6 +233,7 @@ def draw_bars(ax: Axes, glimpses: Glimpses, i: int, step: int, shown: list[int],
     ax.spines[["left", "right", "top"]].set_visible(False)
 
 
+@by_defaults
 def curves_figure(metrics: list[dict]) -> Figure:
     """Error, cross-entropy, the baseline's squared error and the learning rate, over a training's epochs.
 
@@ -253,6 +269,7 @@ def curves_figure(metrics: list[dict]) -> Figure:
     return figure
 
 
+@by_defaults
 def patches_figure(examples: dict[str, Glimpses]) -> Figure:
     """A column for each example: an image with the boxes of a glimpse, and the patches as the model receives them.
 

@@ -1,8 +1,9 @@
-"""Figures and frames as files: PNG, GIF, MP4.
+"""Figures and frames as files: PNG, GIF, MP4, a page of HTML.
 
 save_picture(Path("glimpses.gif"), animation(glimpse_frames(glimpses), ".gif", fps=1.5))
 """
 
+import base64
 import io
 import shutil
 import subprocess
@@ -10,18 +11,23 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
 from training.checkpoint import write_whole
-from training.cli import InputError
+from training.cli import InputError, say
 
 LAST_FRAMES = 3  # frames for which the last one stays
+# A decorator of what draws: by matplotlib's own defaults, whatever the settings of the user are.
+by_defaults = matplotlib.rc_context(
+    {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
+)
 
 
-def save_picture(path: Path, content: bytes) -> Path:
-    """Writes a picture, whole or not at all, and prints its path.
+def save_picture(path: Path, content: bytes, quiet: bool = False) -> Path:
+    """Writes a picture, whole or not at all, and prints its path unless it is to be quiet.
 
     Raises:
         InputError: it cannot be written.
@@ -31,15 +37,18 @@ def save_picture(path: Path, content: bytes) -> Path:
     except InputError as error:
         reason = getattr(error.__cause__, "strerror", None) or error.__cause__
         raise InputError(f"cannot write {path} ({reason}): choose another folder") from error
-    print(f"[*] Picture in {path}")
+    if not quiet:
+        say(f"[*] Picture in {path}")
     return path
 
 
+@by_defaults
 def to_image(figure: Figure) -> Image.Image:
     figure.canvas.draw()
     return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
 
 
+@by_defaults
 def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -47,10 +56,10 @@ def png(figure: Figure) -> bytes:
 
 
 def animation(frames: Iterator[Image.Image], suffix: str, fps: float) -> bytes:
-    """All frames as one file: .gif, .mp4, or .png, a sheet."""
+    """All frames as one file: .gif, .mp4, .html, or .png, a sheet."""
     drawn = list(frames)
     if suffix != ".png":
-        return gif(drawn, fps) if suffix == ".gif" else mp4(drawn, fps)
+        return {".gif": gif, ".mp4": mp4, ".html": player}[suffix](drawn, fps)
     buffer = io.BytesIO()
     sheet(drawn).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
@@ -95,3 +104,58 @@ def mp4(frames: list[Image.Image], fps: float) -> bytes:
         if done.returncode:
             raise InputError(f"ffmpeg failed ({done.stderr.decode(errors='replace').strip()}): write a .gif instead")
         return film.read_bytes()
+
+
+# Matplotlib's own player loads its icons from a server; this one needs nothing but itself.
+PLAYER = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Where the model looks</title>
+<style>
+  :root { color-scheme: light dark; font-family: system-ui, sans-serif }
+  body { margin: 1rem auto; max-width: max(WIDTHpx, 20rem); padding: 0 .5rem }
+  img { display: block; max-width: 100%; margin: auto; background: white }
+  .row { display: flex; gap: .5rem; align-items: center }
+  input { flex: 1; min-width: 0 } output { white-space: nowrap }
+  button { min-width: 4.5rem; min-height: 2.2rem; font: inherit }
+</style>
+<img id="frame" alt="">
+<div class="row"><button id="play"></button>
+<input id="at" type="range" min="1" max="COUNT" value="1" aria-label="glimpse"><output id="of"></output></div>
+<script>
+  const frames = FRAMES, count = frames.length, show = id => document.getElementById(id);
+  let timer = 0;
+  function draw() {
+    const at = +show("at").value;
+    show("frame").src = "data:image/png;base64," + frames[at - 1];
+    show("frame").alt = "glimpse " + at + " of " + count;
+    show("of").value = at + " / " + count;
+  }
+  function stop() { clearTimeout(timer); timer = 0; show("play").textContent = "Play"; }
+  function step() {
+    const at = +show("at").value;
+    show("at").value = at % count + 1;
+    draw();
+    timer = setTimeout(step, MILLISECONDS * (+show("at").value === count ? LAST : 1));
+  }
+  function play() { show("play").textContent = "Stop"; timer = setTimeout(step, MILLISECONDS); }
+  show("play").onclick = () => timer ? stop() : play();
+  show("at").oninput = () => { stop(); draw(); };
+  draw();
+  play();
+</script></html>
+"""
+
+
+def player(frames: list[Image.Image], fps: float) -> bytes:
+    """A page that plays the frames, in one file that loads nothing: a slider goes back and forth."""
+    encoded = []
+    for frame in frames:
+        buffer = io.BytesIO()
+        frame.quantize(255, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)  # a third of the bytes
+        encoded.append(base64.b64encode(buffer.getvalue()).decode())
+    values = {"FRAMES": str(encoded), "COUNT": str(len(frames)), "WIDTH": str(frames[0].width),
+              "MILLISECONDS": str(round(1000 / fps)), "LAST": str(LAST_FRAMES)}  # fmt: skip
+    page = PLAYER
+    for name, value in values.items():
+        page = page.replace(name, value)
+    return page.encode()

@@ -5,7 +5,6 @@ frames = list(game_frames(played))
 """
 
 import io
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from images.catch import ACTIONS, Games, landing
 from model import RecurrentAttention
-from training.checkpoint import write_whole
+from training.checkpoint import check_archive, write_whole
 from training.cli import InputError
 from viz.figures import (
     BARS,
@@ -36,9 +35,10 @@ from viz.figures import (
     place,
     show_patch,
 )
-from viz.files import to_image
+from viz.files import by_defaults, to_image
 from viz.record import Glimpses, Source
 
+LARGEST_FILE = 2**30  # bytes of saved games, unpacked
 PER_GAME = ("frames", "locations", "patches", "probabilities", "actions", "values", "caught", "balls", "paddles")
 ALL_CAUGHT = "the model catches the ball in all of these games: leave --errors=True out, or name others"
 RECENT = 4  # glimpses whose path is drawn: a whole game's would hide the ball
@@ -152,9 +152,10 @@ def save_games(path: Path, played: PlayedGames):
 def holds_games(path: Path) -> bool:
     """Whether a training of a game saved this file; False, too, if it cannot be read."""
     try:
+        check_archive(path, LARGEST_FILE)
         with np.load(path, allow_pickle=False) as arrays:
             return "frames" in arrays
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+    except Exception:  # neither zipfile nor numpy names what damaged bytes raise
         return False
 
 
@@ -165,6 +166,7 @@ def load_games(path: Path) -> PlayedGames:
         InputError: the file is missing, or holds something else.
     """
     try:
+        check_archive(path, LARGEST_FILE)
         with np.load(path, allow_pickle=False) as arrays:
             played = PlayedGames(**{name: arrays[name] for name in PlayedGames._fields})
         count, steps, _, _, _, _ = played.patches.shape
@@ -179,7 +181,7 @@ def load_games(path: Path) -> PlayedGames:
         if not 0 <= played.actions.min() <= played.actions.max() < len(ACTIONS):
             raise ValueError("its actions are none")
         return played._replace(glimpse_scale=int(played.glimpse_scale))
-    except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # neither zipfile nor numpy names what damaged bytes raise
         raise InputError(
             f"{path} does not hold saved games of this version ({error}): draw the run's checkpoint with "
             f"--checkpoint=, or train with --plot_freq=1"
@@ -204,6 +206,7 @@ def game_frames(played: PlayedGames) -> Iterator[Image.Image]:
         yield to_image(game_figure(played, step))
 
 
+@by_defaults
 def game_figure(played: PlayedGames, step: int) -> Figure:
     """A frame of each game: the screen, the boxes and the latest path of the gaze, and the action that follows; below,
     the patches and the probabilities of the actions. After the last frame: how the games ended."""
@@ -234,6 +237,7 @@ def game_figure(played: PlayedGames, step: int) -> Figure:
     return figure
 
 
+@by_defaults
 def gaze_figure(played: PlayedGames) -> Figure:
     """Where the gaze is in each frame, against ball and paddle: its height, and its distance from both sideways."""
     height, width = played.frames.shape[-2:]

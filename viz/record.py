@@ -5,7 +5,6 @@ glimpses.locations[0], glimpses.probabilities[0]    # of the first image, one ro
 """
 
 import io
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import Config, config_of
+from config import Config, config_of, make_config
 from data_loader import Batch, DataSpec, Loader, get_test_loader, spec_of
 from model import RecurrentAttention
-from training.checkpoint import load_checkpoint, model_of, write_whole
+from training.checkpoint import check_archive, load_checkpoint, model_of, write_whole
 from training.cli import InputError
 from training.distributed import pick_device
 from training.evaluation import evaluation_locations
@@ -29,7 +28,7 @@ class Glimpses(NamedTuple):
     """Where a model looked in N images, what it saw there, and what class it predicted."""
 
     images: np.ndarray  # (N, C, H, W), from 0 to 1
-    labels: np.ndarray  # (N,)
+    labels: np.ndarray  # (N,); -1: nobody knows
     locations: np.ndarray  # (N, T, 2), (x, y) in [-1, 1]
     patches: np.ndarray  # (N, T, num_patches, C, g, g), from 0 to 1: the retina's output
     probabilities: np.ndarray  # (N, T, num_classes), of the classes, after each glimpse
@@ -104,6 +103,22 @@ def look(model: RecurrentAttention, batch: Batch, first_locations: Tensor, spec:
     )
 
 
+class Trained(NamedTuple):
+    """A trained model, and what it was trained on."""
+
+    model: RecurrentAttention  # in evaluation mode
+    spec: DataSpec  # of its images
+    config: Config  # of the training
+
+
+def open_model(path: str | Path, data_dir: str = "./data") -> Trained:
+    """The model of a checkpoint, on the device; arguments and errors as `open_checkpoint`, but it needs no data."""
+    checkpoint = load_checkpoint(path)
+    config = config_of(checkpoint["config"], path).of_this_machine(make_config(data_dir=data_dir))
+    model = model_of(checkpoint, path).to(pick_device(config.machine.use_gpu)).eval()
+    return Trained(model, spec_of(checkpoint, path), config)
+
+
 class Source(NamedTuple):
     """A trained model, and its test images."""
 
@@ -113,19 +128,16 @@ class Source(NamedTuple):
     config: Config  # of the training
 
 
-def open_checkpoint(path: str | Path, data_dir: str = "") -> Source:
+def open_checkpoint(path: str | Path, data_dir: str = "./data") -> Source:
     """The model of a checkpoint with its test images, and where a test looks first in them.
 
     Args:
-        data_dir: folder of the data sets; empty: the one it was trained from.
+        data_dir: folder of the data sets. A checkpoint does not choose it: what is missing there is downloaded.
     Raises:
         InputError: the checkpoint or its data cannot be read.
     """
-    checkpoint = load_checkpoint(path)
-    config = config_of({**checkpoint["config"], **({"data_dir": data_dir} if data_dir else {})}, path)
-    device = pick_device(config.machine.use_gpu)
-    loader = get_test_loader(config.data, config.training.random_seed, spec_of(checkpoint, path), device)
-    model = model_of(checkpoint, path).to(device).eval()
+    model, spec, config = open_model(path, data_dir)
+    loader = get_test_loader(config.data, config.training.random_seed, spec, model.std.device)
     return Source(model, loader, evaluation_locations(config.replace(M=1), loader)[0], config)
 
 
@@ -144,8 +156,12 @@ def look_at_chosen(source: Source, *, indices: list[int], label: str, errors: bo
         found.append(glimpses.take(glimpses.wrong) if errors else glimpses)
         if sum(len(part.labels) for part in found) >= count:
             break
-    per_image = {name: np.concatenate([getattr(part, name) for part in found]) for name in PER_IMAGE}
-    return first(found[0]._replace(**per_image), count)
+    return first(joined(found), count)
+
+
+def joined(parts: list[Glimpses]) -> Glimpses:
+    """The glimpses of one model in several batches as those of one."""
+    return parts[0]._replace(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in PER_IMAGE})
 
 
 def choose(glimpses: Glimpses, *, indices: list[int], label: str, errors: bool, count: int) -> Glimpses:
@@ -196,11 +212,12 @@ def load_glimpses(path: str | Path) -> Glimpses:
         InputError: the file is missing, or holds something else.
     """
     try:
+        check_archive(path)
         with np.load(path, allow_pickle=False) as arrays:
             glimpses = Glimpses(**{name: arrays[name] for name in Glimpses._fields})
         check_shapes(glimpses)
         return glimpses._replace(glimpse_scale=int(glimpses.glimpse_scale))
-    except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # neither zipfile nor numpy names what damaged bytes raise
         raise InputError(
             f"{path} does not hold saved glimpses of this version ({error}): draw the run's checkpoint with "
             f"--checkpoint=, or train with --plot_freq=1"

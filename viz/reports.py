@@ -13,28 +13,51 @@ from config import Config
 from images.catch import Games
 from trainer import Trainer
 from training.checkpoint import write_whole
-from training.cli import InputError
+from training.cli import InputError, say
 from training.evaluation import evaluation_locations
 from training.progress import EpochResult
 from training.run_folder import read_metrics
 from viz.record import NUM_SAVED, look, save_glimpses
-from viz.tensorboard import TensorBoardLog
+from viz.tensorboard import TensorBoardLog, open_wandb
 
 
 @contextlib.contextmanager
 def open_reports(config: Config, trainer: Trainer) -> Iterator[list[Callable[[EpochResult], None]]]:
     """What to call after each epoch: prints a line, logs, saves glimpses. However a training ends, draws its curves.
 
-    Of several processes, only the main one reports.
+    Of several processes, only the main one reports. An error in one of these stops no training.
     """
     if not trainer.world.is_main:
         yield []
         return
-    log = TensorBoardLog(config, trainer.progress.epoch) if config.machine.use_tensorboard else None
-    try:
-        yield [print_epoch, *([log.add_epoch] if log else []), GlimpseRecorder(config, trainer, log)]
-    finally:
-        save_curves(config, log)
+    machine = config.machine
+    with open_wandb(config) if machine.wandb else contextlib.nullcontext():
+        log = TensorBoardLog(config, trainer.progress.epoch) if machine.use_tensorboard or machine.wandb else None
+        reports = [print_epoch, *([log.add_epoch] if log else []), GlimpseRecorder(config, trainer, log)]
+        try:
+            yield [harmless(report) for report in reports]
+        finally:
+            harmless(save_curves)(config, log)
+            if log:
+                harmless(log.close)()
+
+
+def harmless(report: Callable[..., None]) -> Callable[..., None]:
+    """The report, whose errors stop nothing; the first is printed."""
+    failed = []
+
+    def call(*arguments):
+        try:
+            report(*arguments)
+        except Exception as error:  # whatever it is, it must not cost the training
+            name = getattr(report, "__qualname__", type(report).__name__)
+            known = isinstance(error, InputError)
+            reason = str(error).partition(": ")[0] if known else f"{name} fails ({type(error).__name__}: {error})"
+            if not failed:
+                failed.append(error)
+                say(f"[!] {reason}: left out, nothing else is affected")
+
+    return call
 
 
 def print_epoch(result: EpochResult):
@@ -82,18 +105,12 @@ class GlimpseRecorder:
 
 
 def save_curves(config: Config, log: TensorBoardLog | None):
-    """Draws and logs what the training led to, and closes the log; an error is printed, and stops nothing."""
-    try:
-        metrics = read_metrics(config.run_dir / "metrics.jsonl")
-        if metrics:
-            from viz.figures import curves_figure
-            from viz.files import png
+    """Draws and logs what the training led to."""
+    metrics = read_metrics(config.run_dir / "metrics.jsonl")
+    if metrics:
+        from viz.figures import curves_figure
+        from viz.files import png
 
-            write_whole(config.run_plots / "curves.png", png(curves_figure(metrics)))
-            if log:
-                log.add_result(metrics)
-    except (InputError, OSError) as error:
-        print(f"[!] {error}")
-    finally:
+        write_whole(config.run_plots / "curves.png", png(curves_figure(metrics)))
         if log:
-            log.close()
+            log.add_result(metrics)

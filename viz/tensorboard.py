@@ -6,9 +6,43 @@ log.add_epoch(result)
 tensorboard --logdir=./logs
 """
 
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+
 from config import FREE, Config, names_marked
+from training.checkpoint import write_whole
+from training.cli import InputError
 from training.progress import EpochResult
 from viz.record import NUM_SAVED, Glimpses
+
+
+@contextlib.contextmanager
+def open_wandb(config: Config) -> Iterator[None]:
+    """Sends all that is logged to TensorBoard to Weights & Biases, too, into its project of this name.
+
+    A run that is resumed continues its line there.
+
+    Raises:
+        InputError: the package is missing, or does not begin.
+    """
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        raise InputError("--wandb= needs a package that is not installed: pip install wandb") from error
+    saved = config.run_dir / "wandb_id"
+    known = saved.read_text() if config.call.resume and saved.exists() else None
+    try:
+        run = wandb.init(project=config.machine.wandb, name=config.name, id=known, resume="allow", dir=config.run_dir,
+                         config=config.flat(), sync_tensorboard=True)  # fmt: skip
+    except wandb.errors.Error as error:  # no account, or no network
+        raise InputError(f"Weights & Biases does not begin ({error}): wandb login, or WANDB_MODE=offline") from error
+    write_whole(saved, run.id.encode())
+    try:
+        yield
+    finally:
+        run.finish()
 
 
 class TensorBoardLog:
@@ -38,8 +72,10 @@ class TensorBoardLog:
     def add_glimpses(self, glimpses: Glimpses, epoch: int):
         """A picture of the first paths, and for each glimpse how the locations are spread."""
         from viz.figures import path_figure
+        from viz.files import to_image
 
-        self.writer.add_figure("glimpses", path_figure(glimpses.take(slice(NUM_SAVED))), epoch)
+        picture = np.asarray(to_image(path_figure(glimpses.take(slice(NUM_SAVED)))))
+        self.writer.add_image("glimpses", picture, epoch, dataformats="HWC")
         for step in range(glimpses.locations.shape[1]):
             for axis, name in enumerate("xy"):
                 values = glimpses.locations[:, step, axis]

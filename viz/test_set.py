@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from training.evaluation import confusion_of
 from viz.figures import GAP, RIGHT, new_figure, place, short, show
+from viz.files import by_defaults
 from viz.record import Source
 
 FINEST = 30  # cells of a heat map across an image, at most: finer ones would hold too few glimpses
@@ -79,6 +80,7 @@ def cells(locations: Tensor, rows: int, columns: int) -> tuple[np.ndarray, np.nd
     return index[..., 1], index[..., 0]
 
 
+@by_defaults
 def heat_map_figure(summary: Summary) -> Figure:
     """Above, the mean image and where each glimpse falls; below, the same for each class, its glimpses together."""
     steps, num_classes = len(summary.by_glimpse), len(summary.classes)
@@ -106,12 +108,12 @@ def heat_map_figure(summary: Summary) -> Figure:
             show_counts(ax, counts, summary.mean_image)
             ax.set_title(f"glimpse {i}\npeak {peak(counts):.1f} %", fontsize=8, pad=3)
     write("Each class: its mean image, and where the glimpses fall that the policy chose for it", lower)
-    for k, name in enumerate(summary.classes):
+    for k in range(num_classes):
         row, column = divmod(k, PER_ROW)
         left, top = GAP / 2 + column * (small + GAP), lower + head + row * class_row + title
         ax = place(figure, left, top, small, small * ratio)
         show_mean(ax, summary.class_means[k])
-        ax.set_title(short(name), fontsize=8, pad=3)
+        ax.set_title(short(summary.classes, k), fontsize=8, pad=3)
         ax = place(figure, left, top + small * ratio + GAP, small, small * ratio)
         show_counts(ax, summary.by_class[k], summary.class_means[k])
     return figure
@@ -143,6 +145,7 @@ def show_counts(ax: Axes, counts: np.ndarray, mean_image: np.ndarray):
     ax.set(xticks=[], yticks=[], facecolor="black", aspect="auto", xlim=(0, 1), ylim=(1, 0))
 
 
+@by_defaults
 def accuracy_figure(summary: Summary) -> Figure:
     """How often the prediction is right after 1 to T glimpses."""
     accuracy = 100 * summary.correct / summary.num_images
@@ -176,7 +179,7 @@ def confusion_figure(summary: Summary) -> Figure:
             ax.text(column, row, str(confusion[row, column]), ha="center", va="center", fontsize=8,
                     color="white" if dark else "black")  # fmt: skip
     if count <= MOST_NAMED:
-        names = [short(name) for name in summary.classes]
+        names = [short(summary.classes, k) for k in range(count)]
         ax.set_xticks(range(count), names, fontsize=8, rotation=0 if max(map(len, names)) <= 2 else 90)
         ax.set_yticks(range(count), names, fontsize=8)
     right = confusion.trace() / max(confusion.sum(), 1)
