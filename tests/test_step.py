@@ -159,6 +159,29 @@ def test_a_bug_of_our_own_is_not_blamed_on_the_compiler(monkeypatch, capsys):
     assert objective(*example_of(model)).total.isfinite()
 
 
+def test_a_compiled_step_that_computes_something_else_is_not_used(monkeypatch, capsys):
+    def compile(function, **options):
+        def compiled(*arguments):
+            losses = function(*arguments)
+            return losses._replace(total=losses.total * torch.nan)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compile)
+    model = RecurrentAttention(**CONFIG.model_args(1, 10))
+    objective = Objective(model, CONFIG.training, CONFIG.data.batch_size)
+    objective.compile(*example_of(model))
+    assert objective.full_batch_losses == objective.losses
+    assert "ArithmeticError: the compiled loss is nan, the plain one" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_lstm_that_learns_where_to_begin_trains_compiled(run):
+    """Its compiled loss was NaN in bfloat16."""
+    sizes = ["--core=lstm", "--num_glimpses=2", "--num_patches=2", "--glimpse_scale=2", "--first_location=learned"]
+    run("--epochs=1", "--compile=True", "--precision=bfloat16", *sizes)
+
+
 def test_memory_that_is_full_while_compiling_is_not_a_missing_compiler(monkeypatch):
     def compile(function, **options):
         raise torch.OutOfMemoryError("tried to allocate")

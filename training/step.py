@@ -79,7 +79,10 @@ class Objective(nn.Module):
         try:
             compiled = torch.compile(self.losses, dynamic=False, **compiler_arguments(self.device, captured))
             self.model.train()
-            compiled(*example).total.backward()
+            loss, plain = compiled(*example).total, self.losses(*example).total.item()
+            loss.backward()
+            if not math.isclose(loss.item(), plain, rel_tol=0.05, abs_tol=0.05):
+                raise ArithmeticError(f"the compiled loss is {loss.item():.4g}, the plain one {plain:.4g}")
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a compiler may be missing, or fail in ways of its own
