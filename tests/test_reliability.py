@@ -118,10 +118,10 @@ def test_a_run_in_parts_equals_a_run_in_one(run, more, monkeypatch):
     assert len(metrics_of(parts)) == 1
     train_step = Trainer.train_step
 
-    def step_and_signal(trainer, batch, generator):
+    def step_and_signal(trainer, *step):
         if (trainer.progress.epoch, trainer.progress.step) == (2, 7):
             os.kill(os.getpid(), signal.SIGTERM)
-        return train_step(trainer, batch, generator)
+        return train_step(trainer, *step)
 
     with monkeypatch.context() as patched, pytest.raises(Interrupted, match="saved at step 8 of epoch 3"):
         patched.setattr(Trainer, "train_step", step_and_signal)
@@ -149,9 +149,9 @@ def test_whatever_else_draws_random_numbers_changes_nothing(run, monkeypatch):
     alone = run("--epochs=2", "--run_name=alone")
     train_step = Trainer.train_step
 
-    def draw_and_step(trainer, batch, generator):
+    def draw_and_step(trainer, *step):
         torch.rand(7)
-        return train_step(trainer, batch, generator)
+        return train_step(trainer, *step)
 
     monkeypatch.setattr(Trainer, "train_step", draw_and_step)
     disturbed = run("--epochs=2", "--run_name=disturbed")
@@ -164,8 +164,8 @@ def test_a_signal_after_an_epochs_last_step_costs_nothing(run, flags, monkeypatc
     alone = run("--epochs=2", "--run_name=alone")
     train_step = Trainer.train_step
 
-    def last_step_and_signal(trainer, batch, generator):
-        losses = train_step(trainer, batch, generator)
+    def last_step_and_signal(trainer, *step):
+        losses = train_step(trainer, *step)
         if trainer.progress.step == len(trainer.train_loader) - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return losses
@@ -319,10 +319,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(run, flags, 
     before = (config.run_dir / "last.pt").read_bytes()
     train_step = Trainer.train_step
 
-    def poison(trainer, batch, generator):
+    def poison(trainer, *step):
         if trainer.progress.step == 6:
             trainer.model.baseliner.expected_reward.bias.data.fill_(float("nan"))
-        return train_step(trainer, batch, generator)
+        return train_step(trainer, *step)
 
     monkeypatch.setattr(Trainer, "train_step", poison)
     with pytest.raises(InputError, match=r"the baseline loss is nan at step 7 of epoch 2: .*last.pt is from before it"):

@@ -31,7 +31,8 @@ def test_a_run_prints_the_originals_lines_and_leaves_its_files(run, capsys):
     assert {path.name for path in config.run_dir.iterdir()} == {
         "last.pt", "best.pt", "params.json", "metrics.jsonl", "environment.json", "lock"}  # fmt: skip
     assert [line["epoch"] for line in metrics_of(config)] == [1, 2]
-    assert {path.name for path in config.run_plots.iterdir()} == {"glimpses_1.npz", "glimpses_2.npz", "curves.png"}
+    assert {path.name for path in config.run_plots.iterdir()} == {
+        ".run", "glimpses_1.npz", "glimpses_2.npz", "curves.png"}  # fmt: skip
     run("--is_train=False")
     record = json.loads((config.run_dir / "test.json").read_text())
     assert record["tests"]["M=1"]["images"] == 359
@@ -181,7 +182,7 @@ def test_overwrite_starts_again(run):
     run("--epochs=2")
     config = run("--epochs=1", "--overwrite=True")
     assert [line["epoch"] for line in metrics_of(config)] == [1]
-    assert sorted(path.name for path in config.run_plots.iterdir()) == ["curves.png", "glimpses_1.npz"]
+    assert sorted(path.name for path in config.run_plots.iterdir()) == [".run", "curves.png", "glimpses_1.npz"]
 
 
 def test_tensorboard_holds_every_term(run):
