@@ -176,10 +176,11 @@ def test_a_compiled_step_that_computes_something_else_is_not_used(monkeypatch, c
 
 
 @pytest.mark.slow
-def test_an_lstm_that_learns_where_to_begin_trains_compiled(run):
+def test_an_lstm_that_learns_where_to_begin_trains_compiled(run, capsys):
     """Its compiled loss was NaN in bfloat16."""
     sizes = ["--core=lstm", "--num_glimpses=2", "--num_patches=2", "--glimpse_scale=2", "--first_location=learned"]
     run("--epochs=1", "--compile=True", "--precision=bfloat16", *sizes)
+    assert "[!]" not in capsys.readouterr().out
 
 
 def test_memory_that_is_full_while_compiling_is_not_a_missing_compiler(monkeypatch):

@@ -38,6 +38,7 @@ class FuseMatmuls(CustomGraphPass):
             rewriting.join_sums()
             while rewriting.join_sharing(RIGHT) or rewriting.join_sharing(LEFT):
                 pass
+            rewriting.stack_before_transposing()
             graph.lint()
         except Exception as error:
             raise FusionError from error  # not the compiler's fault
@@ -97,6 +98,17 @@ class Rewriting:
             return True
         return False
 
+    def stack_before_transposing(self):
+        """[A' B'] = [A; B]', where A and B are in memory: torch 2.14 compiles transposed copies of two such bfloat16
+        matrices side by side wrongly, on CPUs with AVX-512."""
+        for stack in self.stacks.values():
+            parts, dim = stack.args
+            if all(map(is_transposed, parts)) and sum(map(is_in_memory, parts)) > 1:
+                with self.graph.inserting_before(stack):
+                    joined = self.call(STACK, [part.args[0] for part in parts], 1 - dim)
+                    stack.replace_all_uses_with(self.call(TRANSPOSE, joined, [1, 0]))
+        self.graph.eliminate_dead_code()
+
     def nodes(self, *targets: Callable) -> list[Node]:
         return [node for node in self.graph.nodes if is_plain(node, *targets)]
 
@@ -136,6 +148,17 @@ def is_plain(node, *targets: Callable) -> bool:
     return isinstance(node, Node) and node.target in targets and not node.kwargs
 
 
+def is_transposed(node: Node) -> bool:
+    return node.target is TRANSPOSE and node.args[1] == [1, 0]
+
+
+def is_in_memory(transposed: Node) -> bool:
+    """Whether a matrix is given, or made for another use, too, and not while it is transposed."""
+    source = transposed.args[0]
+    uses = [user for node in (source, transposed) for user in node.users if user.op != "output"]
+    return source.op == "placeholder" or len(uses) > 2
+
+
 def terms(total: Node) -> Iterator[Node]:
     """The summands of a tree of additions."""
     for part in total.args:
@@ -156,6 +179,6 @@ def transposed_product(term: Node) -> Node | None:
         term = term.args[0]
     if is_plain(term, PRODUCT) and len(term.users) == 1:
         left = term.args[LEFT]
-        if left.target is TRANSPOSE and left.args[1] == [1, 0]:
+        if is_transposed(left):
             return term
     return None
