@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TABLE_COST = 4.0  # making a pixel's entry of a summed-area table takes as long as so many reads of a pixel
+TABLE_COST = 3.0  # making a pixel's entry of a summed-area table takes as long as so many reads of a pixel
+PATCH_COST = 1000  # so do the operations of a coarse patch that is read without a table, whatever its size
 
 
 class Scene(NamedTuple):
@@ -31,10 +32,9 @@ class Retina(nn.Module):
     """The glimpse sensor rho(x, l): square patches around a location, each wider and coarser than the one before.
 
     Patch i is g * s**i pixels wide and is average pooled back to g x g (section 3.1). A patch of width w around pixel c
-    covers [c - w // 2, c - w // 2 + w); outside the normalised image is 0. The finest patch is read pixel by pixel, the
-    coarse ones from a summed-area table, so that a glimpse costs about num_patches * g * g reads however wide it is.
-    If the images are so large that the table would cost more than it saves, coarse patches are read row by row, and
-    only the pixels that a glimpse covers are touched.
+    covers [c - w // 2, c - w // 2 + w); outside the normalised image is 0. Patches are read from a summed-area table,
+    so that a glimpse costs about num_patches * g * g reads however wide it is. If the table would cost more than it
+    saves, as for a single patch or large images, they are read row by row, and only pixels of the glimpse are touched.
 
     Args:
         patch_size: g, in pixels.
@@ -48,10 +48,10 @@ class Retina(nn.Module):
         self.num_patches = num_patches
         self.glimpse_scale = glimpse_scale
         self.cells = [glimpse_scale**i for i in range(num_patches)]  # width of a pooled cell, per patch
-        cells = torch.tensor(self.cells[1:])[:, None]
-        corners = torch.arange(patch_size + 1) * cells - (patch_size * cells) // 2  # of the coarse patches' cells
-        self.register_buffer("corners", corners, persistent=False)  # (num_patches - 1, g + 1)
-        self.register_buffer("areas", (cells**2)[:, :, None], persistent=False)  # (num_patches - 1, 1, 1)
+        cells = torch.tensor(self.cells)[:, None]
+        corners = torch.arange(patch_size + 1) * cells - (patch_size * cells) // 2  # of the patches' cells
+        self.register_buffer("corners", corners, persistent=False)  # (num_patches, g + 1)
+        self.register_buffer("areas", (cells**2)[:, :, None], persistent=False)  # (num_patches, 1, 1)
 
     def forward(self, images: Tensor, locations: Tensor) -> Tensor:
         """One glimpse of each image.
@@ -75,29 +75,36 @@ class Retina(nn.Module):
             mean, std: (C, 1, 1), of uint8 images as numbers from 0 to 1.
         """
         height, width = images.shape[2:]
-        coarse_pixels = sum((self.patch_size * cell) ** 2 for cell in self.cells[1:])
+        without_table = num_glimpses * sum((self.patch_size * cell) ** 2 + PATCH_COST for cell in self.cells[1:])
         sums = None
-        if TABLE_COST * height * width < num_glimpses * coarse_pixels:
-            images = normalized(images, mean, std)
-            # Differences of large sums lose digits: double precision where the device has it (Apple's has not).
+        if TABLE_COST * height * width < without_table:
+            # Bytes add up exactly. Differences of large sums of real numbers lose digits: double precision where the
+            # device has it (Apple's has not).
             precise = torch.float32 if images.device.type == "mps" else torch.float64
-            sums = F.pad(images.to(precise), (1, 0, 1, 0)).cumsum_(-1).cumsum_(-2).flatten(2)
+            whole = torch.int32 if 255 * height * width < 2**31 else torch.int64
+            precise = whole if images.dtype == torch.uint8 else precise
+            sums = F.pad(images, (1, 0, 1, 0)).cumsum(-1, dtype=precise).cumsum_(-2).flatten(2)
         return Scene(images.flatten(2), mean, std, sums, height, width)
 
     def look(self, scene: Scene, locations: Tensor) -> Tensor:
         """The glimpses of a prepared batch; arguments and result as `forward`."""
         columns = ((locations[:, 0] + 1) / 2 * scene.width).floor().long()  # (B,)
         rows = ((locations[:, 1] + 1) / 2 * scene.height).floor().long()
+        if scene.sums is not None:
+            return self._difference(scene, rows, columns).transpose(1, 2).flatten(1)
         patches = [self._crop(scene, rows, columns)]
-        if scene.sums is None:
-            patches += [self._pool(scene, rows, columns, cell) for cell in self.cells[1:]]
-        else:
-            corner_rows = (rows[:, None, None] + self.corners).clamp(0, scene.height)  # (B, num_patches - 1, g + 1)
-            corner_columns = (columns[:, None, None] + self.corners).clamp(0, scene.width)
-            corner_sums = _read(scene.sums, corner_rows, corner_columns, scene.width + 1)
-            cells = corner_sums.diff(dim=-1).diff(dim=-2) / self.areas  # (B, C, num_patches - 1, g, g)
-            patches.append(cells.to(patches[0].dtype).transpose(1, 2))
+        patches += [self._pool(scene, rows, columns, cell) for cell in self.cells[1:]]
         return torch.cat([patch.flatten(1) for patch in patches], dim=1)
+
+    def _difference(self, scene: Scene, rows: Tensor, columns: Tensor) -> Tensor:
+        """The means of the cells of all patches, out of the summed-area table: (B, C, num_patches, g, g)."""
+        rows = (rows[:, None, None] + self.corners).clamp(0, scene.height)  # (B, num_patches, g + 1)
+        columns = (columns[:, None, None] + self.corners).clamp(0, scene.width)
+        means = _read(scene.sums, rows, columns, scene.width + 1).diff(dim=-1).diff(dim=-2) / self.areas
+        if scene.pixels.dtype != torch.uint8:
+            return means.to(scene.pixels.dtype)
+        inside = rows.diff(dim=-1)[..., :, None] * columns.diff(dim=-1)[..., None, :] / self.areas  # part of each cell
+        return (means - 255 * scene.mean[:, None] * inside[:, None]) / (255 * scene.std[:, None])
 
     def _crop(self, scene: Scene, rows: Tensor, columns: Tensor) -> Tensor:
         """The pixels of the finest patch: (B, C, g, g), 0 outside the image."""

@@ -68,11 +68,11 @@ class Games(NamedTuple):
 
     def frames(self) -> Tensor:
         """The screen: (B, 1, grid_size, grid_size) uint8, 255 where the ball or the paddle is, else 0."""
-        lines = torch.arange(self.rules.grid_size, device=self.ball.device)
-        is_ball = (lines == self.row[:, None])[:, :, None] & (lines == self.column[:, None])[:, None]
-        offset = lines - self.paddle[:, None]
-        is_paddle = (lines == lines[-1])[:, None] & ((offset >= 0) & (offset < self.rules.paddle_size))[:, None]
-        return (is_ball | is_paddle)[:, None].to(torch.uint8) * 255
+        size, batch, device = self.rules.grid_size, len(self.row), self.row.device
+        paddle = (size - 1) * size + self.paddle[:, None] + torch.arange(self.rules.paddle_size, device=device)
+        pixels = torch.cat([paddle, (self.row * size + self.column)[:, None]], dim=1)  # those that are not black
+        screens = torch.zeros(batch, size**2, dtype=torch.uint8, device=device).scatter_(1, pixels, 255)
+        return screens.view(batch, 1, size, size)
 
     def take(self, index: Tensor | slice) -> "Games":
         """Some of the games."""
