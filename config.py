@@ -36,9 +36,9 @@ ADAM = {"optimizer": "adam", "init_lr": 1e-3, "reinforce_weight": 0.01}
 CANVAS = {"patch_size": 12, "num_patches": 3, "glimpse_scale": 2, "num_glimpses": 8, "epochs": 100, "std_start": 0.3,
           "std_share": 0.25, "core_init": "identity", "ema_decay": 0.999, "weight_decay": 0.1, **ADAM}  # fmt: skip
 CATCH = {"dataset": "catch", "patch_size": 6, "num_patches": 3, "glimpse_scale": 2, "num_glimpses": 23, "core": "lstm",
-         "locator_hidden": 0, "scan_radius": 0.0, "first_location": "centre", "valid_size": 0.125, "epochs": 26,
-         "batch_size": 128, "optimizer": "adam", "init_lr": 1e-3, "clip_grad_norm": 1.0,
-         "reinforce_weight": 1.0}  # fmt: skip
+         "core_init": "identity", "locator_hidden": 0, "scan_radius": 0.0, "first_location": "centre",
+         "valid_size": 0.125, "epochs": 26, "batch_size": 128, "optimizer": "adam", "init_lr": 1e-3,
+         "clip_grad_norm": 1.0, "reinforce_weight": 1.0}  # fmt: skip
 TASKS: dict[str, dict] = {
     "mnist": {},
     "fashion": {"dataset": "fashion", "epochs": 120, "std": 0.05, "reward": "correct", **ADAM},
