@@ -202,7 +202,7 @@ class TrainingConfig(Settings):
 
     @property
     def game_weights(self) -> dict:
-        """What `model.game_loss` weighs by."""
+        """What `games.player.game_loss` weighs by."""
         return {
             "reinforce_weight": self.reinforce_weight,
             "gae_lambda": self.gae_lambda,

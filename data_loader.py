@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from config import DataConfig
+from games.catch import ACTIONS, Games, Rules, draw_games
 from images.canvas import draw_canvases
-from images.catch import ACTIONS, Games, Rules, draw_games
 from images.datasets import Examples, ImageRecord, check_classes, list_halves, read_examples
 from images.folder import MOST_NAMED, ImageFiles, read_headers
 from images.split import begun_with, check_unchanged, recorded, split

@@ -9,7 +9,6 @@ Mnih et al. 2014, section 3. This file and modules.py need torch alone.
 
 import math
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -39,31 +38,6 @@ class Rollout(NamedTuple):
     hiddens: Tensor  # (B, T, hidden_size), h_t, no gradient; model.classifier reads an early prediction out of it
 
 
-class Play(NamedTuple):
-    """A game that the model plays to its end: T frames, in each of which it looks once, then acts."""
-
-    log_probs: Tensor  # (B, T, num_actions), log-probabilities of the actions
-    actions: Tensor  # (B, T) int64, those it took
-    locations: Tensor  # (B, T, 2), (x, y) looked at, in [-1, 1]
-    log_pis: Tensor  # (B, T - 1), log pi of all locations but the first; trains the location network alone
-    values: Tensor  # (B, T), reward expected at h_t; trains the core, too
-    rewards: Tensor  # (B,), of the whole game
-
-
-class Games(Protocol):
-    """What can be played: a batch of B games in one frame; see images/catch.py."""
-
-    def frames(self) -> Tensor:
-        """What is to be seen: (B, C, H, W), uint8."""
-
-    def step(self, actions: Tensor) -> "Games":
-        """The next frame, after actions (B,)."""
-
-    @property
-    def rewards(self) -> Tensor:
-        """(B,), once the game has ended."""
-
-
 class Losses(NamedTuple):
     """The terms of the hybrid loss, means over the batch."""
 
@@ -82,8 +56,18 @@ class Gaze(NamedTuple):
     log_pis: Tensor  # (B, S), as in `Rollout`
 
 
+class Environment(Protocol):
+    """What a rollout looks at; see `Still`, and games/player.py."""
+
+    def show(self) -> Scene:
+        """What is to be seen at the next glimpse."""
+
+    def answer(self, hidden: Tensor):
+        """Hears of h_t (B, hidden_size), and may change."""
+
+
 class Still:
-    """Images, the scene that never changes."""
+    """Images, the environment that never changes."""
 
     def __init__(self, scene: Scene):
         self.scene = scene
@@ -93,37 +77,6 @@ class Still:
 
     def answer(self, hidden: Tensor):
         """Takes no notice."""
-
-
-class Playing:
-    """A batch of games, the scene that changes by itself and by what the model does.
-
-    Args:
-        model: the player.
-        games: in their first frame.
-        noise: (T, B, num_actions), of the actions; None: the likeliest.
-    """
-
-    def __init__(self, model: "RecurrentAttention", games: Games, noise: Tensor | None):
-        self.model = model
-        self.games = games
-        self.noise = noise
-        self.log_probs: list[Tensor] = []  # (B, num_actions) of each frame
-        self.actions: list[Tensor] = []  # (B,) of each frame
-
-    def show(self) -> Scene:
-        """The frame, read once."""
-        model = self.model
-        return model.retina.prepare(self.games.frames(), 1, model.image_mean, model.image_std)
-
-    def answer(self, hidden: Tensor):
-        """Acts on h_t (B, hidden_size), which ends the frame."""
-        log_probs = self.model.classifier(hidden)
-        scores = log_probs if self.noise is None else log_probs + self.noise[len(self.actions)]
-        actions = scores.argmax(dim=-1)
-        self.games = self.games.step(actions)
-        self.log_probs.append(log_probs)
-        self.actions.append(actions)
 
 
 class RecurrentAttention(nn.Module):
@@ -253,51 +206,11 @@ class RecurrentAttention(nn.Module):
             hiddens=hiddens[1:].transpose(0, 1),
         )
 
-    def play(
-        self,
-        games: Games,
-        first_locations: Tensor | None = None,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Play:
-        """Plays games to their end, which takes num_glimpses frames: in each, looks once, then acts.
-
-        Gaze and hidden state outlast a frame, not a game. In training mode actions are drawn from their probabilities;
-        in evaluation mode they are the likeliest.
+    def look_around(self, environment: Environment, first_locations: Tensor, noise: Tensor | None) -> Gaze:
+        """The loop of glimpses: looks num_glimpses times around an environment, which may answer each time.
 
         Args:
-            games: B of them, in their first frame.
-            first_locations: as `forward`.
-            noise: (T, B, 2 + num_actions), see `draw_play_noise`; None draws it in training mode, and is no noise in
-                evaluation mode.
-            generator: source of what is drawn, on the games' device.
-        """
-        frames = games.frames()
-        if first_locations is None:
-            first_locations = draw_first_locations(self.first_location, len(frames), frames.device, generator)
-        if noise is None and self.training:
-            noise = self.draw_play_noise(len(frames), frames.device, generator)
-        unchosen = self.num_glimpses - self.num_choices
-        shifts, luck = (None, None) if noise is None else (noise[unchosen:, :, :2], noise[:, :, 2:])
-        scene = Playing(self, games, luck)
-        gaze = self.look_around(scene, first_locations, shifts)
-        # The expected reward trains the core, too: the sparse reward of a game alone hardly does.
-        with torch.autocast(frames.device.type, enabled=False):  # differences of values count: float32
-            values = self.baseliner(torch.stack(gaze.hiddens[1:]).float()).T
-        return Play(
-            log_probs=torch.stack(scene.log_probs, dim=1),
-            actions=torch.stack(scene.actions, dim=1),
-            locations=gaze.locations,
-            log_pis=gaze.log_pis,
-            values=values,
-            rewards=scene.games.rewards,
-        )
-
-    def look_around(self, scene: Still | Playing, first_locations: Tensor, noise: Tensor | None) -> Gaze:
-        """The loop of glimpses: looks num_glimpses times at a scene, which may answer each time.
-
-        Args:
-            scene: of B images or games.
+            environment: of B images or games.
             first_locations: (B, 2), or (B, K, 2), as `forward`.
             noise: (S, B, 2), of the policy; None: it looks at its means.
         """
@@ -315,9 +228,9 @@ class RecurrentAttention(nn.Module):
                 mean = self.locator(hidden.detach(), t - unchosen)
                 sample = mean.detach() if noise is None else mean.detach() + self.std * noise[t - unchosen]
             location = sample.clamp(-1, 1)
-            glimpse = self.sensor(self.retina.look(scene.show(), location).to(self.std.dtype), location)  # g_t
+            glimpse = self.sensor(self.retina.look(environment.show(), location).to(self.std.dtype), location)  # g_t
             hidden, state = self.rnn(glimpse, state)  # h_t
-            scene.answer(hidden)
+            environment.answer(hidden)
             means.append(mean)
             samples.append(sample)
             hiddens.append(hidden)
@@ -359,14 +272,6 @@ class RecurrentAttention(nn.Module):
     def draw_noise(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """The policy's standard normal noise for one rollout, (S, B, 2)."""
         return torch.randn(self.num_choices, batch, 2, device=device, generator=generator)
-
-    def draw_play_noise(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-        """The noise of both policies in one game, (T, B, 2 + num_actions): standard normal for the location, then
-        Gumbel's for each action, which is added to its log-probability: the largest sum is a draw."""
-        num_actions = self.classifier.scores.out_features
-        gaze = torch.randn(self.num_glimpses, batch, 2, device=device, generator=generator)
-        waits = torch.empty(self.num_glimpses, batch, num_actions, device=device).exponential_(generator=generator)
-        return torch.cat([gaze, -waits.clamp(min=1e-20).log()], dim=2)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "RecurrentAttention":
@@ -434,49 +339,6 @@ def hybrid_loss(rollout: Rollout, labels: Tensor, *, reinforce_weight: float, re
     reinforce = (-rollout.log_pis * advantage).sum(dim=1).mean()
     total = action + baseline + reinforce_weight * reinforce
     return Losses(total, action, baseline, reinforce, correct.mean())
-
-
-def game_loss(
-    play: Play,
-    *,
-    reinforce_weight: float,
-    gae_lambda: float,
-    entropy_weight: float,
-    total: Callable[[Tensor], Tensor] = lambda sums: sums,
-) -> Losses:
-    """Policy gradient for actions and places, squared error for the expected reward, which trains the core, too.
-
-    The advantage is that of generalised advantage estimation (Schulman et al. 2016, "High-dimensional continuous
-    control using generalized advantage estimation"), without discount: a sum of what the expected reward changes by
-    from a frame to the next, with weights that fall by gae_lambda a frame. It is normalised over the batch.
-
-    Args:
-        play: of B games.
-        reinforce_weight, entropy_weight: of the places' policy gradient, and of the entropy of the actions.
-        gae_lambda: 0: a change in the next frame alone counts; 1: the reward minus the expected one.
-        total: sums over the processes that share the batch.
-    """
-    values, steps = play.values.detach(), play.values.shape[1]
-    after = torch.cat([values[:, 1:], play.rewards[:, None]], dim=1)  # expected after each frame's action
-    frame = torch.arange(steps, device=values.device)
-    ahead = frame[:, None] - frame
-    weights = torch.where(
-        ahead >= 0, gae_lambda ** ahead.clamp(min=0).float(), 0.0
-    )  # (T, T), of a later frame's change
-    advantage = (after - values) @ weights  # (B, T)
-    count, first, second = total(
-        torch.stack([torch.ones_like(advantage).sum(), advantage.sum(), advantage.square().sum()])
-    )
-    mean = first / count
-    normal = (advantage - mean) / ((second / count - mean.square()).clamp(min=0).sqrt() + 1e-8)
-    chosen = play.log_probs.gather(2, play.actions[:, :, None])[:, :, 0]
-    entropy = -(play.log_probs.exp() * play.log_probs).sum(dim=-1).mean()
-    action = (-chosen * normal).mean() - entropy_weight * entropy
-    # The location of each frame but the first was chosen together with the action before it.
-    reinforce = (-play.log_pis * normal[:, :-1]).sum() / normal.numel()
-    baseline = (play.values - (advantage + values)).square().mean()
-    total_loss = action + baseline + reinforce_weight * reinforce
-    return Losses(total_loss, action, baseline, reinforce, play.rewards.mean())
 
 
 def first_not_finite(losses: Tensor) -> tuple[int, str, float] | None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from config import Config
 from data_loader import Batch, DataSpec, Loader, spec_of
-from images.catch import Games, trivial_players
+from games.catch import Games, trivial_players
 from model import Losses, RecurrentAttention, draw_first_locations, first_not_finite
 from training import optim
 from training.captured_step import CapturedStep, can_capture, captured

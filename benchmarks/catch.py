@@ -16,8 +16,8 @@ from torch import Tensor
 
 from benchmarks.throughput import new_trainer, project_steps, seconds_per_step
 from config import Config, make_config
-from images.catch import LEFT, RIGHT, Rules
-from model import Play, game_loss
+from games.catch import LEFT, RIGHT, Rules
+from games.player import Play, game_loss
 from trainer import Trainer
 from training.cli import Positive, Settings, run_command
 from training.distributed import pick_device

@@ -4,6 +4,5 @@ datasets            MNIST, Fashion-MNIST, scikit-learn's digits, or your own fol
 folder              which files of your own folder count, and their pixels as a viewer shows them
 split               which training images validate
 canvas              translated and cluttered images, drawn a batch at a time
-catch               the game: its rules, its frames
 one_image           any picture, as the images that a model was trained on
 """

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from config import DataConfig
-from images.catch import Games
+from games.catch import Games
 from images.folder import (
     MOST_NAMED,
     Decoder,

@@ -11,8 +11,9 @@ from helpers import SIZES, assert_same, metrics_of
 from PIL import Image
 
 from config import get_config
-from images.catch import LEFT, RIGHT, Rules, draw_games, trivial_players
-from model import RecurrentAttention, game_loss
+from games.catch import LEFT, RIGHT, Rules, draw_games, trivial_players
+from games.player import draw_noise, game_loss, play
+from model import RecurrentAttention
 from plot_glimpses import PlotConfig
 from plot_glimpses import main as plot
 from training.checkpoint import load_checkpoint
@@ -107,45 +108,45 @@ def model() -> RecurrentAttention:
 
 def test_an_image_is_a_game_that_never_changes(model, generator):
     images = torch.randint(256, (5, 1, 20, 24), generator=generator, dtype=torch.uint8)
-    noise = model.draw_play_noise(5, images.device, generator)
+    noise = draw_noise(model, 5, images.device, generator)
     rollout = model(images, noise=noise[1:, :, :2])
-    play = model.play(Frozen(images), noise=noise)
-    torch.testing.assert_close(play.locations, rollout.locations)
-    torch.testing.assert_close(play.log_pis, rollout.log_pis)
-    torch.testing.assert_close(play.log_probs[:, -1], rollout.log_probs)
-    torch.testing.assert_close(play.values, model.baseliner(rollout.hiddens))
+    played = play(model, Frozen(images), noise=noise)
+    torch.testing.assert_close(played.locations, rollout.locations)
+    torch.testing.assert_close(played.log_pis, rollout.log_pis)
+    torch.testing.assert_close(played.log_probs[:, -1], rollout.log_probs)
+    torch.testing.assert_close(played.values, model.baseliner(rollout.hiddens))
 
 
 def test_actions_are_drawn_in_training_and_the_likeliest_in_evaluation(model, generator):
     games = Frozen(torch.full((4000, 1, 12, 12), 90, dtype=torch.uint8))
-    play = model.play(games, generator=generator)
-    drawn = torch.nn.functional.one_hot(play.actions, 3).float().mean(dim=0)  # (T, num_actions)
-    torch.testing.assert_close(drawn, play.log_probs.exp().mean(dim=0), atol=0.03, rtol=0)
-    play = model.eval().play(games)
-    assert torch.equal(play.actions, play.log_probs.argmax(dim=-1))
-    assert torch.equal(play.locations, model.play(games).locations)
+    played = play(model, games, generator=generator)
+    drawn = torch.nn.functional.one_hot(played.actions, 3).float().mean(dim=0)  # (T, num_actions)
+    torch.testing.assert_close(drawn, played.log_probs.exp().mean(dim=0), atol=0.03, rtol=0)
+    played = play(model.eval(), games)
+    assert torch.equal(played.actions, played.log_probs.argmax(dim=-1))
+    assert torch.equal(played.locations, play(model, games).locations)
 
 
 def test_the_games_loss_equals_slow_sums(model, generator):
-    play = model.play(draw_games(6, Rules(5), generator), generator=generator)
-    play = play._replace(rewards=torch.tensor([0.0, 1, 0, 0, 1, 1]))
-    losses = game_loss(play, reinforce_weight=0.5, gae_lambda=0.8, entropy_weight=0.1)
-    batch, steps = play.actions.shape
-    values, advantages = play.values.detach().numpy(), np.zeros((batch, steps))
+    played = play(model, draw_games(6, Rules(5), generator), generator=generator)
+    played = played._replace(rewards=torch.tensor([0.0, 1, 0, 0, 1, 1]))
+    losses = game_loss(played, reinforce_weight=0.5, gae_lambda=0.8, entropy_weight=0.1)
+    batch, steps = played.actions.shape
+    values, advantages = played.values.detach().numpy(), np.zeros((batch, steps))
     for i in range(batch):
         for t in range(steps):
             for later in range(t, steps):
-                after = values[i, later + 1] if later + 1 < steps else play.rewards[i].item()
+                after = values[i, later + 1] if later + 1 < steps else played.rewards[i].item()
                 advantages[i, t] += 0.8 ** (later - t) * (after - values[i, later])
     normal = torch.tensor((advantages - advantages.mean()) / advantages.std()).float()
     action = reinforce = entropy = torch.tensor(0.0)
     for i in range(batch):
         for t in range(steps):
-            log_probs = play.log_probs[i, t]
-            action = action - log_probs[play.actions[i, t]] * normal[i, t] / (batch * steps)
+            log_probs = played.log_probs[i, t]
+            action = action - log_probs[played.actions[i, t]] * normal[i, t] / (batch * steps)
             entropy = entropy - (log_probs.exp() * log_probs).sum() / (batch * steps)
             if t + 1 < steps:  # the next place is chosen together with this action
-                reinforce = reinforce - play.log_pis[i, t] * normal[i, t] / (batch * steps)
+                reinforce = reinforce - played.log_pis[i, t] * normal[i, t] / (batch * steps)
     baseline = torch.tensor(advantages**2).float().mean()
     expected = action - 0.1 * entropy, baseline, reinforce
     torch.testing.assert_close((losses.action, losses.baseline, losses.reinforce), expected)
@@ -154,8 +155,8 @@ def test_the_games_loss_equals_slow_sums(model, generator):
 
 
 def test_places_train_the_location_network_alone_and_the_expected_reward_trains_the_core(model, generator):
-    play = model.play(draw_games(6, Rules(5), generator), generator=generator)
-    losses = game_loss(play, reinforce_weight=1, gae_lambda=0.9, entropy_weight=0)
+    played = play(model, draw_games(6, Rules(5), generator), generator=generator)
+    losses = game_loss(played, reinforce_weight=1, gae_lambda=0.9, entropy_weight=0)
     trained = {}
     for name in ("action", "baseline", "reinforce"):
         model.zero_grad()
@@ -241,7 +242,7 @@ def test_what_is_drawn_is_what_is_played(run):
     source = open_checkpoint(config.run_dir / "best.pt")
     played = play_all(source)
     games = source.loader.examples.images
-    rewards = source.model.play(games, source.first_locations).rewards
+    rewards = play(source.model, games, source.first_locations).rewards
     assert np.array_equal(played.caught, rewards.numpy() > 0)
     assert played.frames.shape == (10_000, 6, 1, 6, 6)
     ends = played.frames[:, -1, 0, -1]  # the bottom row: paddle alone, or the ball beside it

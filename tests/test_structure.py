@@ -19,14 +19,15 @@ ORDER = [
         "utils",
         "modules",
         "images.canvas",
-        "images.catch",
+        "games.catch",
         "training.cli",
         "training.fuse_matmuls",
         "training.captured_step",
     ],
     ["config"],
     ["model"],
-    ["training.distributed", "training.checkpoint", "training.fixed_policies", "images.folder", "images.one_image"],
+    ["training.distributed", "training.checkpoint", "training.fixed_policies"],
+    ["games.player", "images.folder", "images.one_image"],
     ["images.datasets"],
     ["images.split"],
     ["data_loader"],
@@ -47,7 +48,7 @@ ORDER = [
     ["benchmarks.catch", "benchmarks.onnx_speed", "benchmarks.page_speed"],
 ]
 HALL = {"main", "plot_glimpses", "trainer", "model", "modules", "data_loader", "config", "utils"}
-ROOMS = ("images", "training", "viz", "search", "tools", "benchmarks")
+ROOMS = ("images", "games", "training", "viz", "search", "tools", "benchmarks")
 
 
 def files() -> dict[str, Path]:

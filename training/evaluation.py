@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from config import Config
 from data_loader import Loader
-from images.catch import Games
-from model import draw_first_locations, game_loss, hybrid_loss
+from games.catch import Games
+from games.player import game_loss, play
+from model import draw_first_locations, hybrid_loss
 from training.cli import printable
 from training.distributed import World
 from training.fixed_policies import fixed_locations
@@ -125,8 +126,9 @@ def predict(model: nn.Module, images: Tensor, labels: Tensor, locations: Tensor,
 
 def play_games(model: nn.Module, games: Games, locations: Tensor, config: Config, world: World) -> Outcome:
     """Plays this process's shard of a batch of games, from locations (B, 2), or along (B, T, 2)."""
-    play = model.play(games, locations)
-    return Outcome(torch.stack(game_loss(play, **config.training.game_weights, total=world.sum)), play.rewards > 0)
+    played = play(model, games, locations)
+    losses = game_loss(played, **config.training.game_weights, total=world.sum)
+    return Outcome(torch.stack(losses), played.rewards > 0)
 
 
 def evaluation_locations(config: Config, loader: Loader) -> Tensor:

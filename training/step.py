@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from config import TrainingConfig
-from model import Games, Losses, RecurrentAttention, game_loss, hybrid_loss
+from games.player import Games, draw_noise, game_loss, play
+from model import Losses, RecurrentAttention, hybrid_loss
 from training.distributed import World
 from utils import matmul_dtype
 
@@ -124,16 +125,16 @@ class GameObjective(Objective):
         self.world = world
 
     def draw_noise(self, batch: int, generator: torch.Generator) -> Tensor:
-        """(T, B, 2 + num_actions); see `RecurrentAttention.draw_play_noise`."""
-        return self.model.draw_play_noise(batch, self.device, generator)
+        """(T, B, 2 + num_actions); see `games.player.draw_noise`."""
+        return draw_noise(self.model, batch, self.device, generator)
 
     def compile(self, *example, captured: bool = False):
         """Does without: a compiler takes minutes over the frames of a whole game. A CUDA graph needs none."""
 
     def losses(self, games: Games, labels: Tensor, locations: Tensor, noise: Tensor) -> Losses:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            play = self.model.play(games, locations, noise)
-        return game_loss(play, **self.training_config.game_weights, total=self.world.sum)
+            played = play(self.model, games, locations, noise)
+        return game_loss(played, **self.training_config.game_weights, total=self.world.sum)
 
 
 def should_compile(choice: str, device: torch.device, steps: int) -> bool:

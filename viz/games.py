@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from images.catch import ACTIONS, Games, landing
+from games.catch import ACTIONS, Games, landing
+from games.player import play
 from model import RecurrentAttention
 from training.checkpoint import check_archive, write_whole
 from training.cli import InputError
@@ -87,9 +88,9 @@ def watch(model: RecurrentAttention, games: Games, first_locations: Tensor) -> P
         model: on the games' device.
         first_locations: (B, 2), or whole fixed paths, (B, T, 2).
     """
-    play, retina, now = model.play(games, first_locations), model.retina, games
+    played, retina, now = play(model, games, first_locations), model.retina, games
     screens, read, balls, paddles = [now.frames()], [], [], []
-    for location, action in zip(play.locations.unbind(1), play.actions.unbind(1), strict=True):
+    for location, action in zip(played.locations.unbind(1), played.actions.unbind(1), strict=True):
         scene = retina.prepare(screens[-1], 1, model.image_mean, model.image_std)
         read.append(retina.look(scene, location))
         balls.append(torch.stack([now.column, now.row], dim=1) + 0.5)
@@ -97,15 +98,15 @@ def watch(model: RecurrentAttention, games: Games, first_locations: Tensor) -> P
         paddles.append(torch.stack([middle, torch.full_like(middle, now.rules.grid_size - 0.5)], dim=1))
         now = now.step(action)
         screens.append(now.frames())
-    patches = torch.stack(read, dim=1).view(*play.actions.shape, retina.num_patches, 1, *[retina.patch_size] * 2)
+    patches = torch.stack(read, dim=1).view(*played.actions.shape, retina.num_patches, 1, *[retina.patch_size] * 2)
     arrays = (
         torch.stack(screens, dim=1) / 255,
-        play.locations,
+        played.locations,
         model.denormalize(patches),
-        play.log_probs.exp(),
-        play.actions,
-        play.values,
-        play.rewards > 0,
+        played.log_probs.exp(),
+        played.actions,
+        played.values,
+        played.rewards > 0,
         torch.stack(balls, dim=1),
         torch.stack(paddles, dim=1),
         landing(games) + 0.5,
@@ -131,7 +132,7 @@ def play_chosen(source: Source, *, indices: list[int], missed: bool, count: int)
     index = torch.tensor(indices or range(len(games.row)), device=loader.device)
     if missed:
         with torch.no_grad():
-            index = index[model.play(games.take(index), first_locations[index]).rewards == 0]
+            index = index[play(model, games.take(index), first_locations[index]).rewards == 0]
     index = index if indices else index[:count]
     if not len(index):
         raise InputError(ALL_CAUGHT)

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from config import Config
-from images.catch import Games
+from games.catch import Games
 from trainer import Trainer
 from training.checkpoint import write_whole
 from training.cli import InputError, say
