@@ -201,6 +201,21 @@ def pace_table(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def games_table(folder: Path) -> str:
+    """What the trainings of the game came to: Markdown."""
+    heads = ("flags", "seeds", "million frames", "minutes a run", "% caught, validation", "**% caught, test**")
+    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    records = read_records(folder)
+    for runs in alike([run for key, group in records.items() if key[0] == "catch" for run in group]):
+        flags, epochs, minutes = costs(runs)
+        config = runs[0]["config"]
+        frames = epochs * config["games_per_epoch"] * config["num_glimpses"] / 1e6
+        valid = spread([run["best_valid_acc"] for run in runs])
+        test = spread([run["tests"]["M=1"]["acc"] for run in runs])
+        lines.append(f"| {flags} | {len(runs)} | {frames:.1f} | {minutes:.0f} | {valid} | **{test}** |")
+    return "\n".join(lines) + "\n"
+
+
 def alike(runs: list[dict]) -> list[list[dict]]:
     """The runs of each set of flags and number of epochs, the plainest first."""
     groups = defaultdict(list)
@@ -220,12 +235,17 @@ def best_of_each_model(lines: list[list[dict]]) -> list[list[dict]]:
 
 def numbers(runs: list[dict]) -> list[str]:
     """What a line says of its runs, which are alike."""
-    flags, epochs = flags_of(runs[0]["config"]), runs[0]["config"]["epochs"]
-    minutes = statistics.mean(sum(run["seconds_per_epoch"]) for run in runs) / 60
+    flags, epochs, minutes = costs(runs)
     valid = spread(valid_errors(runs))
     single, several = (spread(errors(runs, m)) for m in (1, 10))
-    counts = f"`{flags}`" if flags else "-", f"{len(runs)}", f"{epochs}", f"{minutes:.1f}"
-    return [*counts, valid, f"**{single}**", several]
+    return [flags, f"{len(runs)}", f"{epochs}", f"{minutes:.1f}", valid, f"**{single}**", several]
+
+
+def costs(runs: list[dict]) -> tuple[str, int, float]:
+    """The flags of runs that are alike, as code, their epochs, and the minutes that one took."""
+    flags = flags_of(runs[0]["config"])
+    minutes = statistics.mean(sum(run["seconds_per_epoch"]) for run in runs) / 60
+    return f"`{flags}`" if flags else "-", runs[0]["config"]["epochs"], minutes
 
 
 def valid_errors(runs: list[dict]) -> list[float]:
@@ -262,7 +282,7 @@ def with_table(page: str, name: str, table: str) -> str:
 
 
 def with_tables(pages: dict[str, str], folder: Path) -> dict[str, str]:
-    """The pages with their tables: the best of each row; the best of each model, and the pace; every line.
+    """The pages with their tables: the best of each row; the best of each model, and the pace; games; every line.
 
     Args:
         pages: their texts, by the names in PAGES.
@@ -271,6 +291,7 @@ def with_tables(pages: dict[str, str], folder: Path) -> dict[str, str]:
     tables = {
         "README.md": {"summary": summary_table(folder)},
         "docs/results.md": {"results": results_table(folder, best_of_each_model), "pace": pace_table(folder)},
+        "docs/catch.md": {"games": games_table(folder)},
         "results/README.md": {"results": results_table(folder)},
     }
     for page, own in tables.items():
@@ -279,7 +300,7 @@ def with_tables(pages: dict[str, str], folder: Path) -> dict[str, str]:
     return pages
 
 
-PAGES = ("README.md", "docs/results.md", "results/README.md")
+PAGES = ("README.md", "docs/results.md", "docs/catch.md", "results/README.md")
 
 
 @dataclass(frozen=True)
