@@ -16,8 +16,9 @@ from training.cli import InputError
 @pytest.fixture
 def args(tmp_path, monkeypatch) -> ReadmeFigures:
     """The pictures of the bundled digits alone."""
-    for name, tasks in {"PICTURED": ("digits",), "ANIMATED": ("digits",), "SUMMARISED": ("digits",)}.items():
-        monkeypatch.setattr(readme_figures, name, tasks)
+    for name in ("PICTURED", "ANIMATED", "SUMMARISED"):
+        monkeypatch.setattr(readme_figures, name, ("digits",))
+    monkeypatch.setattr(readme_figures, "PLAYED", ())
     folders = {name: str(tmp_path / name) for name in ("models_dir", "ckpt_dir", "out_dir")}
     return ReadmeFigures(data_dir=str(tmp_path), **folders)
 
@@ -43,6 +44,7 @@ def test_a_shipped_model_comes_before_a_run_and_each_is_drawn(args, run):
 def test_every_picture_of_the_pages_is_one_that_is_drawn():
     drawn = {"tasks.png"} | {f"{task}.gif" for task in readme_figures.ANIMATED}
     drawn |= {f"{task}_{name}.png" for task in readme_figures.SUMMARISED for name in ("heat_maps", "accuracy")}
+    drawn |= {name for task in readme_figures.PLAYED for name in (f"{task}.gif", f"{task}_gaze.png")}
     assets = ROOT / "assets"
     assert drawn == {path.name for path in assets.iterdir()}
     pages = "".join(page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))

@@ -16,12 +16,14 @@ from training.cli import InputError, run_command
 from training.distributed import pick_device
 from viz.figures import glimpse_frames, patches_figure
 from viz.files import animation, png, save_picture
+from viz.games import game_frames, gaze_figure, play_all
 from viz.record import Glimpses, look, look_at_chosen, open_checkpoint
 from viz.test_set import accuracy_figure, heat_map_figure, summarise
 
-PICTURED = tuple(task for task in TASKS if task != "folder")
+PICTURED = tuple(task for task in TASKS if task not in ("folder", "catch"))
 ANIMATED = ("mnist", "translated60", "cluttered60")
 SUMMARISED = ("mnist", "cluttered60")
+PLAYED = ("catch",)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def main(args: ReadmeFigures):
     out, missing = Path(args.out_dir), []
     examples = {task: first_glimpse(task, args.data_dir) for task in PICTURED}
     save_picture(out / "tasks.png", png(patches_figure(examples)))
-    for task in dict.fromkeys(ANIMATED + SUMMARISED):
+    for task in dict.fromkeys(ANIMATED + SUMMARISED + PLAYED):
         path = find_model(task, args)
         if path is None:
             missing.append(task)
@@ -61,6 +63,11 @@ def main(args: ReadmeFigures):
             summary = summarise(source)
             save_picture(out / f"{task}_heat_maps.png", png(heat_map_figure(summary)))
             save_picture(out / f"{task}_accuracy.png", png(accuracy_figure(summary)))
+        if task in PLAYED:
+            played = play_all(source)
+            first = played.take(slice(6))
+            save_picture(out / f"{task}.gif", animation(game_frames(first), ".gif", fps=4))
+            save_picture(out / f"{task}_gaze.png", png(gaze_figure(played)))
     if missing:
         raise InputError(
             f"no model for {', '.join(missing)}, whose pictures stay as they were: put TASK.pt into "

@@ -216,7 +216,8 @@ def game_figure(played: PlayedGames, step: int) -> Figure:
     glimpses = played.frame(min(step, steps - 1))
     glimpses = glimpses._replace(images=played.frames[:, step])
     side = min((COLUMN - GAP) / max(num_patches, 2), 0.6)  # of a patch, inches
-    figure, places = columns(glimpses, side + GAP + BARS + 0.16 + GAP)
+    whole = glimpses._replace(locations=played.locations)  # all frames have room for the boxes of each
+    figure, places = columns(whole, side + GAP + BARS + 0.16 + GAP)
     title = "the end" if ended else f"frame {step + 1} of {steps}"
     figure.text(0.5, 1 - 0.06 / figure.get_figheight(), title, ha="center", va="top", fontsize=10)
     boxes, last = glimpses.boxes(), glimpses.locations.shape[1] - 1
