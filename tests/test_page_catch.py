@@ -6,6 +6,7 @@
 import base64
 import io
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -288,10 +289,17 @@ def test_two_visitors_play_games_of_their_own(visit):
     assert text(pages[1], ".score").startswith("Caught of 0 games") and text(pages[1], ".count") == "1 / 24"
 
 
+def luminance(page, element: str, property: str) -> float:
+    """Of a colour of an element of the page, as WCAG 2 defines it, from 0 to 1."""
+    colour = page.evaluate(f"getComputedStyle({element}).{property}")
+    levels = np.array([int(level) for level in re.findall(r"\d+", colour)[:3]]) / 255
+    return np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_both_screens_have_room_on_a_phone_and_follow_the_dark(visit, scheme, width):
+def test_both_screens_have_room_and_their_outcome_is_readable_in_the_light_and_the_dark(visit, scheme, width):
     page, _ = visit(viewport={"width": width, "height": 844}, color_scheme=scheme)
     stop_time(page)
     begin(page)
@@ -303,3 +311,7 @@ def test_both_screens_have_room_on_a_phone_and_follow_the_dark(visit, scheme, wi
     assert (mine["y"] == model["y"]) == (width > 700)
     top = page.locator("#catch .play").bounding_box()["y"]
     assert max(box["y"] + box["height"] for box in (mine, model)) - top < 844
+    paper = luminance(page, "document.body", "backgroundColor")
+    for part in (".mine .end", ".model .end"):
+        ink = luminance(page, f"document.querySelector('#catch {part}')", "color")
+        assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) > 4.5  # WCAG's contrast of text

@@ -193,7 +193,7 @@ def picture_tab(files: dict[str, str]):
             return {"error": f"The picture {error}.", "call": next(CALLS)}, None
         return answer(open_once(files[name]), picture), (name, picture)
 
-    def look_again(drawn: str, name: str, pieces: int, before: "tuple[str, Seen] | None"):
+    def look_again(drawn: str, name: str, pieces: int, before: tuple | None):  # of a name, and what was seen
         """The picture that was looked at last, clutter and all, or a new one for another model."""
         result, before = (None, before) if before and before[0] == name else look(drawn, name, pieces)
         if before is None:
