@@ -36,7 +36,7 @@ test-lowest:
 
 # The tests of the page, in an environment of its own that adds Gradio, and the older pillow that it wants, to .venv's packages.
 test-page: $(PAGE)/installed
-	$(PAGE)/bin/python -m pytest tests/test_page.py
+	$(PAGE)/bin/python -m pytest tests/test_page.py tests/test_page_catch.py
 
 $(PAGE)/installed: $(VENV)/installed requirements-page.txt
 	test -x $(PAGE)/bin/python || $(PYTHON) -m venv $(PAGE)

@@ -1,4 +1,4 @@
-"""How long the page takes to answer, from the press of the button to the first glimpse in the browser.
+"""How long the page takes to answer, from the press of the button to the first glimpse, or frame, in the browser.
 
 make test-page    # once: it makes the environment
 .venv-page/bin/python -m benchmarks.page_speed
@@ -23,12 +23,11 @@ DRAW = """(pad) => {
   send("pointermove", .45, .8);
   send("pointerup", .45, .8);
 }"""
-PRESS = """() => new Promise((resolve) => {
-  const result = document.querySelector("#glimpses .result"), began = performance.now();
+PRESS = """([button, shown]) => new Promise((resolve) => {
+  const result = document.querySelector(shown), began = performance.now();
   new MutationObserver((_, observer) => { observer.disconnect(); resolve(performance.now() - began); })
     .observe(result, { childList: true, characterData: true, subtree: true });
-  const button = document.querySelector("#look");
-  (button.matches("button") ? button : button.querySelector("button")).click();
+  document.querySelector(button).click();
 })"""
 
 
@@ -37,13 +36,13 @@ class PageSpeed(Settings):
     """Times the page's answers in a browser without a window."""
 
     checkpoint: PathText = "./models/cluttered60.pt"
-    """The model."""
+    """The model; of the game, too, if it plays."""
     rounds: Positive = 20
     """Answers, after the first."""
 
 
 def main(args: PageSpeed):
-    """Prints the milliseconds of the first answer and of the later ones."""
+    """Prints the milliseconds of the first answer and the later ones, of a picture and, if it has a tab, of a game."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError as error:
@@ -60,13 +59,27 @@ def main(args: PageSpeed):
         with sync_playwright() as driver:
             page = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"]).new_page()
             page.goto(address)
+            page.wait_for_selector("#look, #catch .watch")
+            tab = page.get_by_role("tab")
+            if tab.count():
+                tab.filter(has_text="Pictures").click()
             page.wait_for_selector("#look")
             page.wait_for_timeout(1000)
             page.eval_on_selector("#pad canvas", DRAW)
-            first, *later = [page.evaluate(PRESS) for _ in range(1 + args.rounds)]
+            report("picture", [page.evaluate(PRESS, ["#look", "#glimpses .result"]) for _ in range(1 + args.rounds)])
+            if tab.count():
+                tab.filter(has_text="Catch").click()
+                page.wait_for_selector("#catch .watch")
+                watch = ["#catch .watch", "#catch .model .scene"]
+                report("game", [page.evaluate(PRESS, watch) for _ in range(1 + args.rounds)])
     finally:
         server.terminate()
-    print(f"first answer {first:.0f} ms; then {statistics.median(later):.0f} ms (median), {max(later):.0f} ms at most")
+
+
+def report(name: str, times: list[float]):
+    first, *later = times
+    then = f"{statistics.median(later):.0f} ms (median), {max(later):.0f} ms at most"
+    print(f"{name}: first answer {first:.0f} ms; then {then}")
 
 
 if __name__ == "__main__":

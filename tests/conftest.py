@@ -1,6 +1,8 @@
 """Fixtures: where real data may lie, and a small run of the real thing on the bundled digits."""
 
+import contextlib
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +77,34 @@ def glimpses() -> Glimpses:
     random = np.random.default_rng(0)
     images = random.random((3, 1, 20, 32), dtype=np.float32)
     return make_glimpses(images, random.uniform(-1, 1, (3, 4, 2)).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-page")
+    chromium = shutil.which("chromium")
+    if not chromium:
+        pytest.skip("no chromium: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(request, browser, address):
+    """Opens the page at the module's `address` as another visitor, waits for the module's READY, a selector, and
+    returns the page with the addresses that it asks for."""
+    with contextlib.ExitStack() as stack:
+
+        def open_page(**options):
+            context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+            stack.callback(context.close)
+            page = context.new_page()
+            asked: list[str] = []
+            page.on("request", lambda request: asked.append(request.url))
+            page.goto(address)
+            page.wait_for_selector(request.module.READY)
+            return page, asked
+
+        yield open_page

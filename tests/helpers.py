@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
@@ -12,9 +13,11 @@ import sys
 import termios
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from config import Config
@@ -103,6 +106,19 @@ def command(*call: str, **options) -> subprocess.CompletedProcess:
     """A Python command in the repository's root: command("main.py", "--help"), command("-m", "search")."""
     options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120, **options}
     return subprocess.run([sys.executable, *call], **options)
+
+
+@contextlib.contextmanager
+def serve_page(*flags: str, **options) -> Iterator[tuple[subprocess.Popen, str]]:
+    """The page, served as a user serves it on a port that is free, and its address."""
+    pytest.importorskip("gradio", reason="gradio is not installed: make test-page")
+    call = [sys.executable, "-m", "viz.page", "--port=0", *flags]
+    process = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, text=True, **options)
+    try:
+        yield process, re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())[0]
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def assert_one_line(result: subprocess.CompletedProcess, *hints: str):

@@ -4,10 +4,8 @@
 """
 
 import base64
-import contextlib
 import io
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, assert_one_line, command
+from helpers import ROOT, assert_one_line, command, serve_page
 from PIL import Image, ImageDraw
 
 from training.cli import InputError
@@ -108,51 +106,13 @@ def test_without_gradio_one_line_says_what_to_install(monkeypatch):
 # The page itself.
 
 
-def serve(**options) -> tuple[subprocess.Popen, str]:
-    """The page, served as a user serves it, and its address."""
-    pytest.importorskip("gradio", reason="gradio is not installed: make test-page")
-    call = [sys.executable, "-m", "viz.page", "--port=0", f"--checkpoint={MNIST}"]
-    process = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, text=True, **options)
-    return process, re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())[0]
-
-
 @pytest.fixture(scope="module")
 def address():
-    process, address = serve()
-    yield address
-    process.terminate()
-    process.wait()
+    with serve_page(f"--checkpoint={MNIST}") as (_, address):
+        yield address
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-page")
-    chromium = shutil.which("chromium")
-    if not chromium:
-        pytest.skip("no chromium: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def visit(browser, address):
-    """Opens the page as another visitor, and returns it with the addresses that it asks for."""
-    with contextlib.ExitStack() as stack:
-
-        def open_page(**options):
-            context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-            stack.callback(context.close)
-            page = context.new_page()
-            asked: list[str] = []
-            page.on("request", lambda request: asked.append(request.url))
-            page.goto(address)
-            page.wait_for_selector("#pad canvas")
-            page.wait_for_selector("#look")
-            return page, asked
-
-        yield open_page
+READY = "#glimpses .result"  # what `visit` waits for
 
 
 def draw(page, points=SEVEN):
@@ -265,10 +225,10 @@ def test_it_listens_on_this_machine_alone_and_to_its_own_name(address):
 
 @pytest.mark.slow
 def test_control_c_ends_it_quietly():
-    process, address = serve(stderr=subprocess.PIPE)
-    urllib.request.urlopen(address).close()
-    process.send_signal(signal.SIGINT)
-    _, printed = process.communicate(timeout=30)
+    with serve_page(f"--checkpoint={MNIST}", stderr=subprocess.PIPE) as (process, address):
+        urllib.request.urlopen(address).close()
+        process.send_signal(signal.SIGINT)
+        _, printed = process.communicate(timeout=30)
     assert (process.returncode, printed) == (0, "")
 
 

@@ -1,4 +1,4 @@
-"""Figures and frames as files: PNG, GIF, MP4, a page of HTML.
+"""Figures and frames as files: PNG, GIF, MP4, a page of HTML; images for a page.
 
 save_picture(Path("glimpses.gif"), animation(glimpse_frames(glimpses), ".gif", fps=1.5))
 """
@@ -53,6 +53,15 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def data_url(image: np.ndarray) -> str:
+    """An image (C, H, W), from 0 to 1, as a PNG in a URL."""
+    pixels = (255 * image.clip(0, 1)).round().astype(np.uint8)
+    pixels = pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels.mean(axis=0).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def animation(frames: Iterator[Image.Image], suffix: str, fps: float) -> bytes:

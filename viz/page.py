@@ -1,17 +1,16 @@
-"""A page in the browser: draw a digit, or drop a picture, and see where a model looks, glimpse by glimpse.
+"""A page in the browser: draw a digit, or drop a picture, and see where a model looks, glimpse by glimpse; play Catch.
 
     pip install -r requirements-page.txt
     python -m viz.page --checkpoint=models/cluttered60.pt
 
 The page is served to this machine alone and loads nothing from elsewhere. What moves in it is in page_pad.js, where one
-draws, and in page_glimpses.js, which shows the glimpses.
+draws, and in page_glimpses.js, which shows the glimpses; the tab of the game is page_catch.py.
 """
 
 import base64
 import binascii
 import contextlib
 import functools
-import io
 import itertools
 import os
 import random
@@ -24,7 +23,6 @@ from training.cli import Bounds, InputError, PathText, Settings, run_command
 
 if TYPE_CHECKING:
     import gradio
-    import numpy as np
     from fastapi import FastAPI
 
     from images.one_image import Seen
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 SHIPPED = HERE.parent / "models"
+PLAYER = SHIPPED / "catch.pt"  # it may not be there
 MOST_CLUTTER = 16  # pieces
 LARGEST_DRAWING = 20_000_000  # characters that the page may send
 CALLS = itertools.count()  # each answer differs from the one before, or the browser would not show it again
@@ -45,7 +44,7 @@ POLICY = (
 
 @dataclass(frozen=True)
 class PageConfig(Settings):
-    """Opens a page where one draws a digit and sees where a model looks."""
+    """Opens a page where one draws a digit and sees where a model looks, or plays Catch against one."""
 
     checkpoint: PathText = "./models/mnist.pt"
     """Model to begin with; the page offers the shipped models, too."""
@@ -101,8 +100,10 @@ def make_app(checkpoint: str, hosts: tuple[str, ...] | None) -> "FastAPI":
         from starlette.middleware.trustedhost import TrustedHostMiddleware
     except ImportError as error:
         raise InputError(f"{error.name} is not installed: pip install -r requirements-page.txt") from error
-    files = model_files(checkpoint)
-    open_once(files[next(iter(files))])  # an error is one now, and the first answer does not wait
+    # An error is one now, and the first answer does not wait.
+    from viz import files, own_images  # noqa: F401
+
+    plays = open_once(checkpoint).config.data.dataset == "catch"
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(WithPolicy)
     if hosts:  # a page elsewhere that names itself as this machine is not answered
@@ -110,7 +111,7 @@ def make_app(checkpoint: str, hosts: tuple[str, ...] | None) -> "FastAPI":
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # not Google's
     return gradio.mount_gradio_app(
         app,
-        make_page(files),
+        make_page("" if plays else checkpoint, checkpoint if plays else ""),
         path="/",
         theme=gradio.themes.Default(**fonts),
         css_paths=HERE / "page.css",
@@ -138,18 +139,34 @@ class WithPolicy:
         await self.app(scope, receive, send_with_policy)
 
 
-def make_page(files: dict[str, str]) -> "gradio.Blocks":
-    """The page, with these models to choose among; a tab for each thing to do."""
+def make_page(reader: str, player: str) -> "gradio.Blocks":
+    """The page; if there is a model of the game, with a tab for pictures and one for the game.
+
+    Args:
+        reader, player: file of the model that was asked for, if it reads images, or plays; else "".
+    """
     import gradio
 
+    files = model_files(reader or str(SHIPPED / "mnist.pt"))
     with gradio.Blocks(title="Where does the model look?", analytics_enabled=False) as page:
-        picture_tab(files)
+        if not player and not PLAYER.exists():
+            picture_tab(files)
+            return page
+        from viz.page_catch import catch_tab
+
+        with gradio.Tabs(selected="catch" if player else "pictures"):
+            with gradio.Tab("Pictures", id="pictures"):
+                picture_tab(files)
+            with gradio.Tab("Catch", id="catch"):
+                catch_tab(open_once(player or str(PLAYER)))
     return page
 
 
 def picture_tab(files: dict[str, str]):
     """Draw or drop a picture, press Look, and see the glimpses."""
     import gradio
+
+    script = "".join((HERE / name).read_text() for name in ("page_draw.js", "page_glimpses.js"))
 
     seen = gradio.State()  # of this visitor: the picture that was looked at last
     gradio.Markdown("# Where does the model look?\nDraw a digit, or drop a picture. Then press **Look**.")
@@ -166,7 +183,7 @@ def picture_tab(files: dict[str, str]):
                 again = gradio.Button("Begin elsewhere", elem_id="elsewhere")
         with gradio.Column(min_width=300, scale=2):
             shown = gradio.HTML(
-                None, html_template=GLIMPSES, js_on_load=(HERE / "page_glimpses.js").read_text(), elem_id="glimpses"
+                None, html_template=GLIMPSES, js_on_load=script, elem_id="glimpses", elem_classes="shown"
             )
 
     def look(drawn: str, name: str, pieces: int):
@@ -176,7 +193,7 @@ def picture_tab(files: dict[str, str]):
             return {"error": f"The picture {error}.", "call": next(CALLS)}, None
         return answer(open_once(files[name]), picture), (name, picture)
 
-    def look_again(drawn: str, name: str, pieces: int, before: "tuple[str, Seen] | None"):
+    def look_again(drawn: str, name: str, pieces: int, before: tuple | None):  # of a name, and what was seen
         """The picture that was looked at last, clutter and all, or a new one for another model."""
         result, before = (None, before) if before and before[0] == name else look(drawn, name, pieces)
         if before is None:
@@ -208,7 +225,7 @@ GLIMPSES = """<p class="result" role="status">Nothing was looked at yet.</p>
 
 def model_files(checkpoint: str) -> dict[str, str]:
     """The models to choose among, the one that was asked for first: names and files."""
-    shipped = {path.stem: str(path) for path in sorted(SHIPPED.glob("*.pt")) if path.stem != "catch"}
+    shipped = {path.stem: str(path) for path in sorted(SHIPPED.glob("*.pt")) if path.name != PLAYER.name}
     same = [name for name, path in shipped.items() if Path(path).resolve() == Path(checkpoint).resolve()]
     name = same[0] if same else checkpoint
     return {name: checkpoint, **{other: path for other, path in shipped.items() if other != name}}
@@ -216,9 +233,9 @@ def model_files(checkpoint: str) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=16)
 def open_once(path: str) -> "Trained":
-    from viz.own_images import open_reader
+    from viz.record import open_model
 
-    return open_reader(path)
+    return open_model(path)
 
 
 def clutter_of(path: str) -> dict[str, Any]:
@@ -275,6 +292,8 @@ def answer(trained: "Trained", seen: "Seen", first_location: tuple[float, float]
 
 def described(glimpses: "Glimpses", notes: list[str]) -> dict[str, Any]:
     """The glimpses of one image as the browser needs them: pictures as data URLs, places in pixels."""
+    from viz.files import data_url
+
     height, width = glimpses.images.shape[-2:]
     boxes = glimpses.boxes()[0]
     centres = (glimpses.locations[0] + 1) / 2 * (width, height)
@@ -295,18 +314,6 @@ def described(glimpses: "Glimpses", notes: list[str]) -> dict[str, Any]:
             for t in range(len(boxes))
         ],
     }
-
-
-def data_url(image: "np.ndarray") -> str:
-    """An image (C, H, W), from 0 to 1, as a PNG in a URL."""
-    import numpy as np
-    from PIL import Image
-
-    pixels = (255 * image.clip(0, 1)).round().astype(np.uint8)
-    pixels = pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels.mean(axis=0).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 if __name__ == "__main__":
