@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from helpers import SIZES, assert_same, metrics_of
+from helpers import ROOT, SIZES, assert_same, command, metrics_of
 from PIL import Image
 
 from config import get_config
@@ -18,7 +18,7 @@ from plot_glimpses import PlotConfig
 from plot_glimpses import main as plot
 from training.checkpoint import load_checkpoint
 from training.cli import InputError
-from viz.games import play_all
+from viz.games import game_figure, play_all
 from viz.record import open_checkpoint
 
 
@@ -249,3 +249,20 @@ def test_what_is_drawn_is_what_is_played(run):
     assert np.array_equal(ends.sum(axis=1) == 2, played.caught)
     ball = np.argwhere(played.frames[7, 2, 0, :-1])  # one pixel above the bottom row
     assert np.array_equal(ball[0][::-1] + 0.5, played.balls[7, 2])
+
+
+def test_all_frames_of_an_animation_have_one_margin(run):
+    config = run(*SMALL, "--epochs=1", "--num_patches=1", "--patch_size=2")
+    source = open_checkpoint(config.run_dir / "best.pt")
+    played = play_all(source).take(slice(2))
+    played.locations[:, 3] = 1  # a glimpse at the corner, whose boxes need room that those of the others do not
+    assert len({game_figure(played, step).axes[0].get_xlim() for step in range(6)}) == 1
+
+
+@pytest.mark.slow
+def test_the_shipped_player_catches_what_its_record_says():
+    """But for the games that another processor's rounding, or that of the weights to half precision, decides."""
+    record = json.loads((ROOT / "results" / "catch_seed1.json").read_text())
+    printed = command("main.py", "--is_train=False", f"--checkpoint={ROOT / 'models' / 'catch.pt'}").stdout
+    caught = int(re.search(r"Test Acc: (\d+)/10000", printed)[1])
+    assert abs(caught - record["tests"]["M=1"]["correct"]) <= 10

@@ -14,7 +14,7 @@ from helpers import ROOT, serve_page
 from PIL import Image
 
 from config import get_config
-from images.catch import ACTIONS, Rules
+from games.catch import ACTIONS, Rules
 from main import main
 from viz import page as page_module
 from viz.page import model_files, open_once

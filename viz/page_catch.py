@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from data_loader import rules_of
-from images.catch import ACTIONS, Rules, draw_games
+from games.catch import ACTIONS, Rules, draw_games
 from model import draw_first_locations
 from training.fixed_policies import fixed_locations
 from viz.files import data_url
