@@ -1,4 +1,4 @@
-"""Batches of images and labels: in memory as bytes, or streamed; placed on canvases, on the device.
+"""The loaders of training, validation and test images: split, shuffled, placed on canvases, described.
 
 train_loader, valid_loader = get_train_valid_loader(make_config(task="digits").data, 1, torch.device("cpu"))
 for batch in train_loader:
@@ -6,262 +6,26 @@ for batch in train_loader:
 """
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from config import DataConfig
-from games.catch import ACTIONS, Games, Rules, draw_games
-from images.canvas import draw_canvases
+from games.batches import GameLoader, draw_examples, rules_of
+from games.catch import ACTIONS, Games
+from images.batches import Canvas, DataSpec, Loader, spec_of
 from images.datasets import Examples, ImageRecord, check_classes, list_halves, read_examples
 from images.folder import MOST_NAMED, ImageFiles, read_headers
 from images.split import begun_with, check_unchanged, recorded, split
 from training.checkpoint import write_whole
 from training.cli import InputError, say
-from training.distributed import ALONE, Shard, World
-from utils import Stream, make_generator
+from training.distributed import ALONE, World
 
 TEST_CANVASES, VALIDATION_CANVASES = 0, 2**32  # seeds, also of games; those of runs are below the latter
 TEST_GAMES = 10_000
 GPU_BATCH = 2000  # images, or games, of an evaluation's batch there, at least: few take as long as many
 SAMPLE = 10_000  # images or canvases from which mean and standard deviation are taken, if they are not in memory
-
-
-class Batch(NamedTuple):
-    images: Tensor | Games  # (B, C, H, W) uint8; the model normalises what it reads of them. Or B games
-    labels: Tensor  # (B,) int64; of a game, 0: it has none
-    centres: Tensor  # (B, 2), (x, y) in [-1, 1] of the middle of what was placed on a canvas; without one, 0
-    count: int  # images of the whole batch, of which each of several processes has its shard
-    shard: Shard  # these images' part of the whole batch
-
-
-class DataSpec(NamedTuple):
-    """What a model must know of its data; a checkpoint holds it, so that a test needs no training images."""
-
-    classes: list[str]
-    num_channels: int
-    height: int
-    width: int
-    mean: list[float]  # per channel, of the training images as numbers from 0 to 1
-    std: list[float]
-
-    def fits(self, other: "DataSpec") -> bool:
-        """Whether both describe the same images; mean and std of another sample, or rounded otherwise, may differ."""
-        numbers = zip([*self.mean, *self.std], [*other.mean, *other.std], strict=True)
-        return self[:4] == other[:4] and all(abs(a - b) < 1e-3 for a, b in numbers)
-
-
-def spec_of(checkpoint: dict, path: str | Path) -> DataSpec:
-    """The description of its data in a checkpoint that was read from path.
-
-    Raises:
-        InputError: there is none.
-    """
-    spec = checkpoint["data"]
-    whole = (
-        spec.keys() == set(DataSpec._fields)
-        and all(isinstance(spec[name], int) and spec[name] > 0 for name in ("num_channels", "height", "width"))
-        and all(isinstance(spec[name], list) for name in ("classes", "mean", "std"))
-        and all(isinstance(name, str) for name in spec["classes"])
-        and all(isinstance(number, float) for number in [*spec["mean"], *spec["std"]])
-        and len(spec["mean"]) == len(spec["std"]) == spec["num_channels"]
-    )
-    if not whole:
-        raise InputError(f"{path} does not say what data it was trained on: restore it, or train again")
-    return DataSpec(**spec)
-
-
-class Canvas(NamedTuple):
-    """Where images are placed before they are seen; see `images.canvas.draw_canvases`."""
-
-    size: int
-    num_clutter: int
-
-
-class Loader:
-    """Batches of a data set, on the device.
-
-    Args:
-        examples: images in memory, or files to stream.
-        batch_size: images per batch, of all processes together; the last batch holds what is left.
-        device: where the batches are to be.
-        shuffle_seed: seed of a new order each epoch; None keeps the order.
-        canvas: where the images are placed, anew each epoch; None leaves them as they are.
-        canvas_seed: seed of the places and the clutter.
-    """
-
-    record: ImageRecord | None = None  # of the training images; of games there is none
-
-    def __init__(
-        self,
-        examples: Examples | ImageFiles,
-        *,
-        batch_size: int,
-        device: torch.device,
-        shuffle_seed: int | None = None,
-        canvas: Canvas | None = None,
-        canvas_seed: int = 0,
-    ):
-        if isinstance(examples, Examples):
-            examples = examples.map(lambda tensor: tensor.to(device))
-        self.examples = examples
-        self.batch_size = batch_size
-        self.device = device
-        self.shuffle_seed = shuffle_seed
-        self.canvas = canvas
-        self.canvas_seed = canvas_seed
-        self.world = ALONE
-        self.epoch = 0
-
-    @property
-    def num_images(self) -> int:
-        return len(self.examples.labels)
-
-    @property
-    def centres(self) -> Tensor:
-        """(N, 2), of what each image shows, (x, y) in [-1, 1]; useless if it is placed anew at each visit."""
-        stored = getattr(self.examples, "centres", None)
-        return torch.zeros(self.num_images, 2) if stored is None else stored
-
-    @property
-    def in_memory(self) -> bool:
-        return isinstance(self.examples, Examples)
-
-    def __len__(self) -> int:
-        return -(-self.num_images // self.batch_size)
-
-    def set_epoch(self, epoch: int):
-        """Chooses the order and the canvases of the next pass, which depend on the seeds and this number alone."""
-        self.epoch = epoch
-
-    def described_by(self, spec: DataSpec) -> "Loader":
-        """Sets what a model must know of the data, which the training images define."""
-        self.spec = spec
-        return self
-
-    def shard_with(self, world: World) -> "Loader":
-        """Yields this process's shard of each batch from now on, placed and cluttered as in the whole batch."""
-        self.world = world
-        return self
-
-    def blank(self, count: int) -> Tensor | Games:
-        """Images, or games, of the shape of a batch of so many."""
-        return torch.zeros(count, *self.spec[1:4], dtype=torch.uint8, device=self.device)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.batches()
-
-    def batches(self, first: int = 0) -> Iterator[Batch]:
-        """The batches of a pass, from the first-th on, as if those before it had been visited."""
-        for step, examples in enumerate(self.raw(first), start=first):
-            yield self.batch(examples, min(self.batch_size, self.num_images - step * self.batch_size))
-
-    def batch(self, examples: Examples, count: int) -> Batch:
-        """This process's shard of a batch of count images."""
-        images, labels, centres = examples
-        centres = torch.zeros(len(labels), 2, device=self.device) if centres is None else centres
-        return Batch(images, labels, centres, count, self.world.shard(count))
-
-    def raw(self, first: int = 0) -> Iterator[Examples]:
-        """This process's images, labels, and centres if there are any, of each batch."""
-        if isinstance(self.examples, ImageFiles):
-            batches = [index[self.world.shard(len(index)).part] for index in self.order(first)]
-            for images, labels in self.examples.decode(batches):
-                yield Examples(images.to(self.device), labels.to(self.device))
-            return
-        for step, index in enumerate(self.order(first), start=first):
-            generator = None
-            if self.canvas:
-                generator = make_generator(Stream.CANVAS, self.canvas_seed, self.epoch, step, self.device)
-            yield self.read(index, generator)
-
-    def order(self, first: int = 0) -> tuple[Tensor, ...]:
-        """Which images are in each whole batch of a pass, (B,) int64 on the device, from the first-th on."""
-        order = torch.arange(self.num_images)
-        if self.shuffle_seed is not None:
-            generator = make_generator(Stream.ORDER, self.shuffle_seed, self.epoch)
-            order = torch.randperm(self.num_images, generator=generator)
-        return order.to(self.device).split(self.batch_size)[first:]
-
-    def read(self, index: Tensor, generator: torch.Generator | None = None) -> Examples:
-        """This process's shard of a batch of images in memory; nothing here waits for the device.
-
-        Args:
-            index: (B,) int64, which images.
-            generator: of the canvases' places and clutter, on the device.
-        """
-        part, count = self.world.shard(len(index)).part, len(index)
-        images, labels, centres = self.examples.take(index[part])
-        if self.canvas:
-            images, centres = draw_canvases(
-                images, self.examples.images, **self.canvas._asdict(), generator=generator, shard=(part, count)
-            )
-        return Examples(images, labels, centres)
-
-
-class GameLoader(Loader):
-    """Batches of games of Catch, new ones each epoch.
-
-    Args:
-        rules: of the games.
-        num_games: of an epoch.
-        batch_size, device: as of a `Loader`.
-        seed: of the games.
-    """
-
-    in_memory = True
-    shuffle_seed = None
-    examples = None
-
-    def __init__(self, rules: Rules, num_games: int, *, batch_size: int, device: torch.device, seed: int):
-        self.rules = self.canvas = rules  # by which each batch is drawn
-        self.num_games = num_games
-        self.batch_size = batch_size
-        self.device = device
-        self.canvas_seed = seed
-        self.world = ALONE
-        self.epoch = 0
-
-    @property
-    def num_images(self) -> int:
-        return self.num_games
-
-    def blank(self, count: int) -> Games:
-        return draw_games(count, self.rules, torch.Generator(self.device))
-
-    def read(self, index: Tensor, generator: torch.Generator | None = None) -> Examples:
-        """This process's shard of a batch of games, drawn from the generator."""
-        part = self.world.shard(len(index)).part  # all processes draw the whole batch
-        return unlabelled(draw_games(len(index), self.rules, generator).take(part))
-
-
-def get_game_loaders(data: DataConfig, seed: int, device: torch.device, world: World) -> tuple[Loader, Loader]:
-    """As `get_train_valid_loader`, for games; those of the validation are the same in every run."""
-    rules = rules_of(data)
-    num_valid = int(data.valid_size * data.games_per_epoch)
-    train_loader = GameLoader(
-        rules, data.games_per_epoch, batch_size=data.batch_size * world.size, device=device, seed=seed
-    )
-    valid_loader = make_evaluation_loader(data, draw_examples(num_valid, rules, VALIDATION_CANVASES), device, world, 0)
-    lit = (1 + data.paddle_size) / data.grid_size**2  # fraction of the pixels that are white: the ball, and the paddle
-    spec = DataSpec(ACTIONS, 1, data.grid_size, data.grid_size, [lit], [(lit * (1 - lit)) ** 0.5])
-    return train_loader.described_by(spec).shard_with(world), valid_loader.described_by(spec)
-
-
-def rules_of(data: DataConfig) -> Rules:
-    return Rules(data.grid_size, data.ball_speed, data.paddle_size, data.paddle_start)
-
-
-def draw_examples(count: int, rules: Rules, seed: int) -> Examples:
-    """Games that a model is not trained on, drawn on the CPU: the same on every device."""
-    return unlabelled(draw_games(count, rules, make_generator(Stream.CANVAS, seed)))
-
-
-def unlabelled(games: Games) -> Examples:
-    return Examples(games, torch.zeros_like(games.row))
 
 
 def get_train_valid_loader(
@@ -365,6 +129,19 @@ def get_test_loader(data: DataConfig, seed: int, spec: DataSpec, device: torch.d
     if int(examples.labels.max()) >= len(spec.classes):
         raise InputError(f"the test images have classes that the model, trained on {len(spec.classes)}, does not know")
     return loader
+
+
+def get_game_loaders(data: DataConfig, seed: int, device: torch.device, world: World) -> tuple[Loader, Loader]:
+    """As `get_train_valid_loader`, for games; those of the validation are the same in every run."""
+    rules = rules_of(data)
+    num_valid = int(data.valid_size * data.games_per_epoch)
+    train_loader = GameLoader(
+        rules, data.games_per_epoch, batch_size=data.batch_size * world.size, device=device, seed=seed
+    )
+    valid_loader = make_evaluation_loader(data, draw_examples(num_valid, rules, VALIDATION_CANVASES), device, world, 0)
+    lit = (1 + data.paddle_size) / data.grid_size**2  # fraction of the pixels that are white: the ball, and the paddle
+    spec = DataSpec(ACTIONS, 1, data.grid_size, data.grid_size, [lit], [(lit * (1 - lit)) ** 0.5])
+    return train_loader.described_by(spec).shard_with(world), valid_loader.described_by(spec)
 
 
 def make_evaluation_loader(

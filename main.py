@@ -21,7 +21,8 @@ def main(config: Config, world: World = ALONE):
         InputError: a file, a folder or a setting does not fit.
     """
     # Imported here, not above: --help and a typo's message need not wait for torch.
-    from data_loader import get_test_loader, get_train_valid_loader, save_samples, spec_of
+    from data_loader import get_test_loader, get_train_valid_loader, save_samples
+    from images.batches import spec_of
     from trainer import Trainer
     from training.checkpoint import load_checkpoint
     from training.distributed import pick_device

@@ -15,8 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import Config
-from data_loader import Batch, DataSpec, Loader, spec_of
 from games.catch import Games, trivial_players
+from images.batches import Batch, DataSpec, Loader, spec_of
 from model import Losses, RecurrentAttention, draw_first_locations, first_not_finite
 from training import optim
 from training.captured_step import CapturedStep, can_capture, captured

@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 
 from config import TASKS, Config, make_config
-from data_loader import Batch, Loader, describe
+from data_loader import describe
+from images.batches import Batch, Loader
 from images.datasets import Examples
 from model import Losses
 from trainer import Trainer

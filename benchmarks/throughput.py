@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.floor import cpu_floors, gpu_floors
 from config import Config, ModelConfig, make_config
-from data_loader import Canvas, get_train_valid_loader
+from data_loader import get_train_valid_loader
+from images.batches import Canvas
 from images.canvas import WINDOW
 from images.datasets import Examples
 from trainer import Trainer

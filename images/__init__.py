@@ -1,5 +1,6 @@
 """Where images come from.
 
+batches             images as a model receives them: on the device, a batch at a time
 datasets            MNIST, Fashion-MNIST, scikit-learn's digits, or your own folder
 folder              which files of your own folder count, and their pixels as a viewer shows them
 split               which training images validate

@@ -35,7 +35,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
 from config import FREE, Config, get_config, names_marked
-from data_loader import Loader, get_train_valid_loader
+from data_loader import get_train_valid_loader
+from images.batches import Loader
 from search.options import Search, flags_of
 from trainer import Diverged, Trainer
 from training.checkpoint import load_checkpoint, write_whole

@@ -21,7 +21,8 @@ import pytest
 import torch
 
 from config import Config
-from data_loader import Loader, get_test_loader, get_train_valid_loader
+from data_loader import get_test_loader, get_train_valid_loader
+from images.batches import Loader
 from modules import Retina
 from trainer import Trainer
 from training.run_folder import open_run

@@ -6,7 +6,7 @@ import torch
 from helpers import loader_for_test, loaders_of
 
 from config import Config, make_config
-from data_loader import Canvas, Loader
+from images.batches import Canvas, Loader
 from images.canvas import draw_canvases
 from images.datasets import Examples
 from training.cli import InputError
@@ -149,7 +149,7 @@ def test_clutter_comes_from_the_same_split(monkeypatch):
     config = digits()
     pools = []
     monkeypatch.setattr(
-        "data_loader.draw_canvases",
+        "images.batches.draw_canvases",
         lambda images, pool, **rest: pools.append(pool) or draw_canvases(images, pool, **rest),
     )
     train, valid = loaders_of(config)

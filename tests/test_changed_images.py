@@ -12,7 +12,7 @@ from helpers import train as train_with
 from PIL import Image
 
 from config import Config, get_config, make_config
-from data_loader import Loader
+from images.batches import Loader
 from main import main
 from training.checkpoint import load_checkpoint
 from training.cli import InputError

@@ -9,7 +9,8 @@ import torch
 from helpers import SIZES, loader_for_test, loaders_of
 
 from config import make_config
-from data_loader import Loader, describe
+from data_loader import describe
+from images.batches import Loader
 from images.datasets import Examples, read_examples
 from model import RecurrentAttention
 from training.cli import InputError

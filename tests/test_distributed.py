@@ -12,7 +12,8 @@ from helpers import ROOT, ForkServer, metrics_of
 from torch.distributed import TCPStore
 
 from config import get_config, make_config
-from data_loader import Loader, describe
+from data_loader import describe
+from images.batches import Loader
 from images.canvas import draw_canvases
 from images.datasets import Examples
 from model import Rollout

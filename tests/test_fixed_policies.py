@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from config import make_config
-from data_loader import Canvas, Loader
+from images.batches import Canvas, Loader
 from images.datasets import Examples
 from model import RecurrentAttention
 from modules import circle

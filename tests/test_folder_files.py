@@ -14,8 +14,8 @@ from PIL import EpsImagePlugin, Image
 
 import plot_glimpses
 from config import Config, get_config, make_config
-from data_loader import Loader
 from images import datasets
+from images.batches import Loader
 from images.datasets import Examples, read_examples
 from main import main
 from model import RecurrentAttention

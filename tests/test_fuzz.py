@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from config import Config, get_config, make_config
-from data_loader import spec_of
+from images.batches import spec_of
 from images.datasets import read_examples
 from training.checkpoint import load_checkpoint, model_of
 from training.cli import InputError

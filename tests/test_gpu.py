@@ -75,7 +75,7 @@ def test_a_run_goes_from_gpu_to_cpu_and_back(config):
 
 
 def checkpoint_spec(checkpoint: dict):
-    from data_loader import spec_of
+    from images.batches import spec_of
 
     return spec_of(checkpoint, "best.pt")
 

@@ -10,7 +10,7 @@ import torch
 from helpers import assert_same, loader_for_test, loaders_of, metrics_of
 
 from config import get_config, make_config
-from data_loader import DataSpec
+from images.batches import DataSpec
 from main import main
 from model import Rollout
 from trainer import Trainer

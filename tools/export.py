@@ -121,7 +121,7 @@ def onnx_of(model: "RecurrentAttention", data: dict) -> bytes:
 
     Args:
         model: in evaluation mode or not.
-        data: the checkpoint's; see `data_loader.DataSpec`.
+        data: the checkpoint's; see `images.batches.DataSpec`.
     """
     import torch
 

@@ -25,7 +25,7 @@ MODEL_KEYS = {
     "best_valid_acc": float,  # %
     "model_state": dict,  # what is tested: the average of the weights over the steps
     "model_args": dict,
-    "data": dict,  # see `data_loader.DataSpec`
+    "data": dict,  # see `images.batches.DataSpec`
     "config": dict,  # all settings, flat
 }
 TRAINING_KEYS = {

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import Config
-from data_loader import Loader
 from games.catch import Games
 from games.player import game_loss, play
+from images.batches import Loader
 from model import draw_first_locations, hybrid_loss
 from training.cli import printable
 from training.distributed import World

@@ -14,7 +14,7 @@ from typing import NamedTuple, TextIO
 import torch
 
 from config import Config
-from data_loader import Batch, DataSpec
+from images.batches import Batch, DataSpec
 from images.one_image import DIGIT, IMAGE_SUFFIXES, MNIST, Fit, Invert, Kind, Seen, fit_picture, read_picture
 from model import draw_first_locations
 from training.cli import InputError

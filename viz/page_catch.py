@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_loader import rules_of
+from games.batches import rules_of
 from games.catch import ACTIONS, Rules, draw_games
 from model import draw_first_locations
 from training.fixed_policies import fixed_locations

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from config import Config, config_of, make_config
-from data_loader import Batch, DataSpec, Loader, get_test_loader, spec_of
+from data_loader import get_test_loader
+from images.batches import Batch, DataSpec, Loader, spec_of
 from model import RecurrentAttention
 from training.checkpoint import check_archive, load_checkpoint, model_of, write_whole
 from training.cli import InputError
