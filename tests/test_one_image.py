@@ -21,7 +21,6 @@ from training.checkpoint import save_checkpoint
 from training.cli import InputError
 from viz.files import player
 from viz.own_images import files_of, kind_of, look_at, read_files
-from viz.page import open_once
 from viz.record import open_checkpoint, open_model
 
 CANVAS = MNIST._replace(size=(60, 60), canvas=True)
@@ -307,7 +306,7 @@ def test_a_reading_does_not_depend_on_the_other_pictures():
 
 
 def test_a_model_of_a_game_reads_no_pictures(tmp_path):
-    """Neither does the page, nor ONNX."""
+    """Nor is it exported to ONNX."""
     config = make_config(task="catch", hidden_size=16, glimpse_hidden=8, loc_hidden=8, use_gpu=False)
     spec = {
         "classes": ["left", "stay", "right"],
@@ -325,7 +324,6 @@ def test_a_model_of_a_game_reads_no_pictures(tmp_path):
     path, image = str(tmp_path / "game.pt"), ((str(tmp_path / "a.png"),),)
     for attempt in (
         lambda: plot_glimpses.main(PlotConfig(checkpoint=path, image=image)),
-        lambda: open_once(path),
         lambda: export(Export(checkpoint=path, onnx=str(tmp_path / "game.onnx"))),
     ):
         with pytest.raises(InputError, match="plays a game"):

@@ -23,7 +23,7 @@ from viz.games import watch
 from viz.record import Trained, patch_boxes
 
 HERE = Path(__file__).parent
-# Those for which docs/catch.md has results.
+# The two of docs/catch.md.
 PLAYED = ({"ball_speed": 1.0, "paddle_start": "random"}, {"ball_speed": 0.333, "paddle_start": "middle"})
 
 INTRODUCTION = """# Catch: play against the model
