@@ -98,12 +98,12 @@ def test_there_are_tabs_only_if_there_is_a_model_of_the_game(player, monkeypatch
         return [block.selected for block in blocks if block.get_block_name() == "tabs"]
 
     mnist = str(ROOT / "models" / "mnist.pt")
+    assert "catch" not in model_files(mnist)  # it reads no pictures
     monkeypatch.setattr(page_module, "PLAYER", tmp_path / "catch.pt")
     assert tabs(mnist, "") == []
     assert tabs("", player) == ["catch"]
     monkeypatch.setattr(page_module, "PLAYER", page_module.Path(player))
     assert tabs(mnist, "") == ["pictures"]
-    assert "catch" not in model_files(mnist)
 
 
 # The page itself.
