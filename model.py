@@ -339,16 +339,3 @@ def hybrid_loss(rollout: Rollout, labels: Tensor, *, reinforce_weight: float, re
     reinforce = (-rollout.log_pis * advantage).sum(dim=1).mean()
     total = action + baseline + reinforce_weight * reinforce
     return Losses(total, action, baseline, reinforce, correct.mean())
-
-
-def first_not_finite(losses: Tensor) -> tuple[int, str, float] | None:
-    """The first step with a term that is infinite or not a number, as (step, term, value); None if all are finite.
-
-    Args:
-        losses: (steps, terms), `Losses` of successive steps; read from the device at once.
-    """
-    for step, terms in enumerate(losses.tolist()):
-        for name, value in zip(Losses._fields[1:], terms[1:], strict=True):  # the total is finite if they are
-            if not math.isfinite(value):
-                return step, name, value
-    return None

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from config import Config
 from games.catch import Games, trivial_players
 from images.batches import Batch, DataSpec, Loader, spec_of
-from model import Losses, RecurrentAttention, draw_first_locations, first_not_finite
+from model import Losses, RecurrentAttention, draw_first_locations
 from training import optim
 from training.captured_step import CapturedStep, can_capture, captured
 from training.checkpoint import model_of, save_checkpoint
@@ -27,7 +27,7 @@ from training.evaluation import Metrics, class_accuracies, class_table, confusio
 from training.fixed_policies import fixed_locations
 from training.progress import EpochResult, Progress
 from training.run_folder import append_metrics, record_test
-from training.step import GameObjective, Objective, should_compile
+from training.step import GameObjective, Objective, first_not_finite, should_compile
 from utils import Interrupted, StopSignal, Stream, generator_seed, make_generator, random_states, restore_random_states
 
 MOST_IN_TABLE = 20  # classes of which a test prints a line each

@@ -10,7 +10,6 @@ from config import DataConfig
 from games.catch import Games, Rules, draw_games
 from images.batches import Loader
 from images.datasets import Examples
-from training.distributed import ALONE
 from utils import Stream, make_generator
 
 
@@ -25,17 +24,11 @@ class GameLoader(Loader):
     """
 
     in_memory = True
-    shuffle_seed = None
-    examples = None
 
     def __init__(self, rules: Rules, num_games: int, *, batch_size: int, device: torch.device, seed: int):
-        self.rules = self.canvas = rules  # by which each batch is drawn
+        super().__init__(None, batch_size=batch_size, device=device, canvas=rules, canvas_seed=seed)
+        self.rules = rules
         self.num_games = num_games
-        self.batch_size = batch_size
-        self.device = device
-        self.canvas_seed = seed
-        self.world = ALONE
-        self.epoch = 0
 
     @property
     def num_images(self) -> int:

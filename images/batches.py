@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from games.catch import Games
+from games.catch import Games, Rules
 from images.canvas import draw_canvases
 from images.datasets import Examples, ImageRecord
 from images.folder import ImageFiles
@@ -76,11 +76,12 @@ class Loader:
     """Batches of a data set, on the device.
 
     Args:
-        examples: images in memory, or files to stream.
+        examples: images in memory, or files to stream; None: a subclass draws its own.
         batch_size: images per batch, of all processes together; the last batch holds what is left.
         device: where the batches are to be.
         shuffle_seed: seed of a new order each epoch; None keeps the order.
-        canvas: where the images are placed, anew each epoch; None leaves them as they are.
+        canvas: where the images are placed, anew each epoch, or by what rules games are drawn; None leaves images as
+            they are.
         canvas_seed: seed of the places and the clutter.
     """
 
@@ -88,12 +89,12 @@ class Loader:
 
     def __init__(
         self,
-        examples: Examples | ImageFiles,
+        examples: Examples | ImageFiles | None,
         *,
         batch_size: int,
         device: torch.device,
         shuffle_seed: int | None = None,
-        canvas: Canvas | None = None,
+        canvas: Canvas | Rules | None = None,
         canvas_seed: int = 0,
     ):
         if isinstance(examples, Examples):

@@ -137,6 +137,19 @@ class GameObjective(Objective):
         return game_loss(played, **self.training_config.game_weights, total=self.world.sum)
 
 
+def first_not_finite(losses: Tensor) -> tuple[int, str, float] | None:
+    """The first step with a term that is infinite or not a number, as (step, term, value); None if all are finite.
+
+    Args:
+        losses: (steps, terms), `Losses` of successive steps; read from the device at once.
+    """
+    for step, terms in enumerate(losses.tolist()):
+        for name, value in zip(Losses._fields[1:], terms[1:], strict=True):  # the total is finite if they are
+            if not math.isfinite(value):
+                return step, name, value
+    return None
+
+
 def should_compile(choice: str, device: torch.device, steps: int) -> bool:
     """Whether to compile the step of a run.
 
