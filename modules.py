@@ -83,7 +83,9 @@ class Retina(nn.Module):
             precise = torch.float32 if images.device.type == "mps" else torch.float64
             whole = torch.int32 if 255 * height * width < 2**31 else torch.int64
             precise = whole if images.dtype == torch.uint8 else precise
-            sums = F.pad(images, (1, 0, 1, 0)).cumsum(-1, dtype=precise).cumsum_(-2).flatten(2)
+            # A dtype for each sum: compiled, one without it would be of int64, and four times as slow.
+            padded = F.pad(images.to(precise), (1, 0, 1, 0))
+            sums = padded.cumsum(-1, dtype=precise).cumsum(-2, dtype=precise).flatten(2)
         return Scene(images.flatten(2), mean, std, sums, height, width)
 
     def look(self, scene: Scene, locations: Tensor) -> Tensor:
