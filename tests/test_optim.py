@@ -32,10 +32,12 @@ def step(*optimizers: optim.Optimizer):
         optimizer.step()
 
 
-@pytest.mark.parametrize("hidden_size", [256, 96])  # a whole number of blocks, and not
+# A whole number of blocks, not, and blocks that are taller than wide.
+@pytest.mark.parametrize(("hidden_size", "patch_size"), [(256, 8), (96, 8), (256, 4)])
 @pytest.mark.parametrize("core", ["relu", "lstm"])
-def test_muon_steps_blocks_of_the_hidden_weights_as_torchs_and_adam_the_rest_at_one_rate(core, hidden_size):
-    config = CONFIG.replace(core=core, precision="bfloat16", hidden_size=hidden_size, glimpse_hidden=hidden_size)
+def test_muon_steps_blocks_of_the_hidden_weights_as_torchs_and_adam_the_rest_at_one_rate(core, hidden_size, patch_size):
+    sizes = {"hidden_size": hidden_size, "glimpse_hidden": hidden_size, "patch_size": patch_size}
+    config = CONFIG.replace(core=core, precision="bfloat16", **sizes)
     torch.manual_seed(0)
     model = RecurrentAttention(**config.model_args(1, 10))
     twin = copy.deepcopy(model)

@@ -54,11 +54,11 @@ class Muon(optim.Muon):
                 torch._foreach_lerp_(means, gradients, 1 - momentum)
                 ahead = torch._foreach_lerp(gradients, means, momentum)  # Nesterov's
                 height = BLOCK if rows % BLOCK == 0 else rows
-                blocks = torch.cat(ahead).view(-1, height, columns).to(self.dtype)
+                blocks = torch.cat(ahead).reshape(-1, height, columns).to(self.dtype)
                 directions = orthogonalize(blocks, group["ns_steps"], group["ns_coefficients"]).float()
                 torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
                 length = 0.2 * math.sqrt(max(height, columns))  # as long as Adam's usually are
-                torch._foreach_add_(weights, directions.view(-1, rows, columns).unbind(), alpha=-lr * length)
+                torch._foreach_add_(weights, directions.reshape(-1, rows, columns).unbind(), alpha=-lr * length)
 
 
 def orthogonalize(matrices: Tensor, iterations: int, coefficients: tuple[float, float, float]) -> Tensor:
