@@ -47,7 +47,8 @@ ORDER = [
     ["search.report"],
     ["benchmarks.floor"],
     ["main", "plot_glimpses", "search.__main__", "tools.*"],
-    ["benchmarks.throughput", "benchmarks.scaling", "benchmarks.startup", "benchmarks.time_to_accuracy"],
+    ["benchmarks.throughput", "benchmarks.scaling", "benchmarks.startup"],
+    ["benchmarks.time_to_accuracy"],
     ["benchmarks.catch", "benchmarks.onnx_speed", "benchmarks.page_speed"],
 ]
 HALL = {"main", "plot_glimpses", "trainer", "model", "modules", "data_loader", "config", "utils"}
