@@ -40,7 +40,7 @@ CATCH = {"dataset": "catch", "patch_size": 6, "num_patches": 3, "glimpse_scale":
          "valid_size": 0.125, "epochs": 26, "batch_size": 128, "optimizer": "adam", "init_lr": 1e-3,
          "clip_grad_norm": 1.0, "reinforce_weight": 1.0}  # fmt: skip
 TASKS: dict[str, dict] = {
-    "mnist": {"batch_size": 512, "init_lr": 4e-3, "epochs": 60, "weight_decay": 0.1},
+    "mnist": {},
     "fashion": {"dataset": "fashion", "epochs": 120, "std": 0.05, "reward": "correct", **ADAM},
     "digits": {"dataset": "digits", "batch_size": 64, "epochs": 120, "plot_freq": 10},
     "translated60": {**CANVAS, "canvas_size": 60},
