@@ -16,7 +16,8 @@ from games.batches import GameLoader, draw_examples, rules_of
 from games.catch import ACTIONS, Games
 from images.batches import Canvas, DataSpec, Loader, spec_of
 from images.datasets import Examples, ImageRecord, check_classes, list_halves, read_examples
-from images.folder import MOST_NAMED, ImageFiles, read_headers
+from images.folder import ImageFiles, read_headers
+from images.listing import MOST_NAMED
 from images.split import begun_with, check_unchanged, recorded, split
 from training.checkpoint import write_whole
 from training.cli import InputError, say

@@ -19,15 +19,8 @@ from torch import Tensor
 
 from config import DataConfig
 from games.catch import Games
-from images.folder import (
-    MOST_NAMED,
-    Decoder,
-    DecoderPool,
-    ImageFiles,
-    Listing,
-    list_images,
-    read_headers,
-)
+from images.folder import Decoder, DecoderPool, ImageFiles, read_headers
+from images.listing import MOST_NAMED, Listing, list_images
 from training.cli import InputError, say
 from utils import Stream, make_generator, usable_cores
 

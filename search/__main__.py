@@ -35,7 +35,8 @@ def main(search: Search):
     """
     # Imported here, not above: --help and a typo's message need not wait for torch.
     from search.report import report
-    from search.worker import Worker, open_study
+    from search.storage import open_study
+    from search.worker import Worker
 
     study = open_study(search)
     if not search.flags.workers:
@@ -54,7 +55,7 @@ def supervise(search: Search, study):
         InputError: the workers have all stopped before.
         KeyboardInterrupt: after a signal.
     """
-    from search.worker import finished, line_of
+    from search.storage import finished, line_of
     from utils import Interrupted, StopSignal
 
     log = search.folder / f"workers_{platform.node()}.log"

@@ -16,7 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search.options import Search, flags_of
-from search.worker import finished, slot_of
+from search.storage import finished, slot_of
 from training.checkpoint import write_whole
 from training.run_folder import environment, without_password
 

@@ -19,7 +19,7 @@ from training.optim import (
     orthogonalize,
 )
 
-CONFIG = make_config(optimizer="muon", init_lr=3e-3, momentum=0.8, weight_decay=0.0, epochs=4, num_glimpses=3)
+CONFIG = make_config(optimizer="muon", init_lr=3e-3, momentum=0.8, epochs=4, num_glimpses=3)
 
 
 def step(*optimizers: optim.Optimizer):

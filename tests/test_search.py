@@ -19,7 +19,8 @@ from config import get_config
 from main import run as run_main
 from search.options import flags_of, parse
 from search.report import record, report
-from search.worker import Worker, finished, open_study, slot_of
+from search.storage import finished, open_study, slot_of
+from search.worker import Worker
 from training.checkpoint import load_checkpoint
 from training.cli import InputError
 

@@ -24,7 +24,8 @@ from optuna.trial import TrialState
 import search.__main__ as search_command
 from main import run as run_main
 from search.options import parse
-from search.worker import FINISHED, Journal, Worker, finished, open_study, slot_of, slots_of
+from search.storage import FINISHED, Journal, finished, open_study, slot_of, slots_of
+from search.worker import Worker
 from trainer import Trainer
 from training.checkpoint import load_checkpoint
 from training.cli import InputError

@@ -12,7 +12,7 @@ from PIL import Image
 from config import Config, get_config
 from main import run as run_main
 from search.options import parse
-from search.worker import finished, open_study
+from search.storage import finished, open_study
 from training.checkpoint import load_checkpoint
 
 SMALL = ["--epochs=2", "--hidden_size=16", "--batch_size=16", "--compile=False"]
