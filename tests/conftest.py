@@ -3,6 +3,9 @@
 import contextlib
 import os
 import shutil
+import socket
+import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ import torch
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
-from helpers import SHARED_DATA, ForkServer, make_glimpses  # noqa: E402
+from helpers import SHARED_DATA, ForkServer, make_glimpses, noise, put  # noqa: E402
 
 from config import Config, get_config  # noqa: E402
 from main import main  # noqa: E402
@@ -108,3 +111,45 @@ def visit(request, browser, address):
             return page, asked
 
         yield open_page
+
+
+@pytest.fixture(params=["journal", "postgresql"])
+def storage(request, tmp_path):
+    if request.param == "journal":
+        yield str(tmp_path / "journal.log")
+        return
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin")) or [Path(shutil.which("pg_ctl") or "").parent]
+    if not (found[-1] / "initdb").exists():
+        pytest.skip("no PostgreSQL server on this machine (Debian: apt-get install postgresql)")
+    pytest.importorskip("psycopg")
+    folder = Path(tempfile.mkdtemp())  # pytest's own folders are closed to others
+    prefix = []
+    if os.getuid() == 0:  # as which the server does not run
+        shutil.chown(folder, "postgres")
+        prefix = ["runuser", "-u", "postgres", "--"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def server(program: str, *arguments: str):
+        subprocess.run([*prefix, found[-1] / program, "-D", folder / "data", *arguments], check=True, cwd=folder,
+                       stdout=subprocess.DEVNULL)  # fmt: skip
+
+    try:
+        server("initdb", "--auth=trust", "--username=ram", "--no-sync")
+        options = f"-F -p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+        server("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
+        yield f"postgresql+psycopg://ram@127.0.0.1:{port}/postgres"
+        server("pg_ctl", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def plain(tmp_path) -> Path:
+    """20 training and 4 test images of noise in each of two classes, 9 x 6 pixels."""
+    for half, count in (("train", 20), ("test", 4)):
+        for name in "ab":
+            for i in range(count):
+                put(tmp_path / half / name / f"{i}.png", noise(6, 9))
+    return tmp_path

@@ -19,10 +19,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
-from config import Config
+from config import Config, make_config
 from data_loader import get_test_loader, get_train_valid_loader
 from images.batches import Loader
+from images.datasets import Examples, read_examples
 from modules import Retina
 from trainer import Trainer
 from training.run_folder import open_run
@@ -32,6 +34,7 @@ from viz.reports import open_reports
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = Path(os.environ.get("RAM_DATA_DIR", ROOT.parent / "shared" / "data"))
 CPU = torch.device("cpu")
+RANDOM = np.random.default_rng(0)
 SIZES = {"patch_size": 4, "num_patches": 2, "glimpse_scale": 2, "num_channels": 1, "loc_hidden": 8, "glimpse_hidden": 8,
          "hidden_size": 12, "std": 0.1, "num_classes": 3, "locator_hidden": 6, "num_glimpses": 4,
          "scan_radius": 0.3}  # fmt: skip
@@ -202,3 +205,30 @@ def make_glimpses(
         outside=np.zeros(images.shape[1], np.float32),
         glimpse_scale=scale,
     )._replace(**fields)
+
+
+def seven(size=(300, 200), box=(120, 40, 180, 160), pen=12, ink=0, paper=255) -> Image.Image:
+    """A 7 of straight lines, grey."""
+    image = Image.new("L", size, paper)
+    left, top, right, bottom = box
+    corner = (right - pen // 2, top + pen // 2)
+    ImageDraw.Draw(image).line([(left, top + pen // 2), corner, (left + 15, bottom)], fill=ink, width=pen)
+    return image
+
+
+def put(folder: Path, image: Image.Image | np.ndarray, **options):
+    """Saves an image at a path, whose folders are made."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(folder, **options)
+
+
+def noise(*shape: int) -> np.ndarray:
+    return RANDOM.integers(0, 256, shape, dtype=np.uint8)
+
+
+def folder_config(folder: Path, **fields) -> Config:
+    return make_config(**{"task": "folder", "dataset": "folder", "data_dir": str(folder), "num_workers": 0, **fields})
+
+
+def read_folder(folder: Path, **fields) -> Examples:
+    return read_examples(folder_config(folder, **fields).data, 1, train=True).examples

@@ -4,16 +4,11 @@ import functools
 import os
 import random
 import re
-import resource
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -24,11 +19,10 @@ from optuna.trial import TrialState
 import search.__main__ as search_command
 from main import run as run_main
 from search.options import parse
-from search.storage import FINISHED, Journal, finished, open_study, slot_of, slots_of
+from search.storage import FINISHED, finished, open_study, slot_of, slots_of
 from search.worker import Worker
 from trainer import Trainer
 from training.checkpoint import load_checkpoint
-from training.cli import InputError
 
 STD = ["--search", "std=log:0.02:0.3"]
 SET_SIGINT = (
@@ -66,50 +60,6 @@ def assert_exact(search, study):
         assert [trial.state in FINISHED for trial in attempts] == [False] * (len(attempts) - 1) + [True]
         lines = metrics_of(search.trial_config(slot))
         assert [line["epoch"] for line in lines] == list(range(1, attempts[-1].last_step + 1))
-
-
-@pytest.fixture(params=["journal", "postgresql"])
-def storage(request, tmp_path):
-    if request.param == "journal":
-        yield str(tmp_path / "journal.log")
-        return
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin")) or [Path(shutil.which("pg_ctl") or "").parent]
-    if not (found[-1] / "initdb").exists():
-        pytest.skip("no PostgreSQL server on this machine (Debian: apt-get install postgresql)")
-    pytest.importorskip("psycopg")
-    folder = Path(tempfile.mkdtemp())  # pytest's own folders are closed to others
-    prefix = []
-    if os.getuid() == 0:  # as which the server does not run
-        shutil.chown(folder, "postgres")
-        prefix = ["runuser", "-u", "postgres", "--"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def server(program: str, *arguments: str):
-        subprocess.run([*prefix, found[-1] / program, "-D", folder / "data", *arguments], check=True, cwd=folder,
-                       stdout=subprocess.DEVNULL)  # fmt: skip
-
-    try:
-        server("initdb", "--auth=trust", "--username=ram", "--no-sync")
-        options = f"-F -p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
-        server("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
-        yield f"postgresql+psycopg://ram@127.0.0.1:{port}/postgres"
-        server("pg_ctl", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def test_many_may_open_a_new_storage_at_once(flags, storage):
-    search = parse([*flags, f"--storage={storage}", *STD])
-    together = threading.Barrier(4)
-
-    def open_together(_) -> int:
-        together.wait()
-        return open_study(search)._study_id
-
-    with ThreadPoolExecutor(4) as pool:
-        assert len(set(pool.map(open_together, range(4)))) == 1
 
 
 @pytest.mark.slow
@@ -345,41 +295,6 @@ def test_a_trial_that_was_to_be_pruned_as_its_worker_died_is_pruned_before_it_tr
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.PRUNED]
     assert study.trials[1].user_attrs["note"] == "pruned after 1 epochs"
     assert_exact(search, study)
-
-
-@pytest.mark.parametrize(
-    "torn", [b'{"op_code":4,"wor', b'{"op_code":4,"wor{"op_code":4}\n'], ids=["at the end", "within"]
-)
-def test_a_journal_torn_by_a_full_disk_loses_the_torn_line_alone(flags, torn):
-    """Within: a version before this has appended to the torn line."""
-    search = parse([*flags, "--trials=3", *STD])
-    study = open_study(search)
-    for value in (1.0, 2.0):
-        study.tell(study.ask(), value)
-    journal = search.folder / "journal.log"
-    whole = journal.read_bytes()
-    journal.write_bytes(whole + torn)
-    study = open_study(search)
-    assert [trial.value for trial in study.trials] == [1.0, 2.0]
-    study.tell(study.ask(), 3.0)
-    assert [trial.value for trial in open_study(search).trials] == [1.0, 2.0, 3.0]
-    assert journal.read_bytes().startswith(whole)
-
-
-def test_a_change_that_does_not_fit_on_the_disk_leaves_the_journal_as_it_was(flags, tmp_path):
-    journal = Journal(str(tmp_path / "journal.log"))
-    journal.append_logs([{"op_code": 0}])
-    before = journal.path.read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))
-        with pytest.raises(InputError, match=r"cannot write .*journal.log \(File too large\)"):
-            journal.append_logs([{"op_code": 1, "long": "x" * 100}])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert journal.path.read_bytes() == before and not list(tmp_path.glob("*.lock"))
-    journal.append_logs([{"op_code": 2}])
-    assert list(journal.read_logs(0)) == [{"op_code": 0}, {"op_code": 2}]
 
 
 def test_a_signal_between_two_trainings_gives_the_trial_back(flags, monkeypatch, capsys):
