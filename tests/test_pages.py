@@ -14,6 +14,7 @@ from helpers import ROOT
 from benchmarks.onnx_speed import OnnxSpeed
 from benchmarks.scaling import Scaling
 from benchmarks.throughput import Benchmark
+from benchmarks.time_to_accuracy import TimeToAccuracy
 from config import make_config
 from plot_glimpses import PlotConfig
 from search.options import SearchConfig
@@ -85,7 +86,7 @@ def test_files_that_a_page_links_to_exist(page):
 def test_flags_that_a_page_names_exist(page):
     flags = set(re.findall(r"--([a-zA-Z_]+)=", DOCS[page]))
     settings = {field.name for cls in (PlotConfig, SearchConfig) for field in dataclasses.fields(cls)}
-    others = (Export, Benchmark, Scaling, OnnxSpeed, DrawnDigits, PageConfig)
+    others = (Export, Benchmark, TimeToAccuracy, Scaling, OnnxSpeed, DrawnDigits, PageConfig)
     tools = {field.name for cls in others for field in dataclasses.fields(cls)}
     elsewhere = {"logdir", "nproc_per_node"}  # tensorboard, torchrun
     assert flags <= make_config().flat().keys() | settings | tools | elsewhere
