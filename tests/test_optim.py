@@ -37,10 +37,10 @@ def step(*optimizers: optim.Optimizer):
 @pytest.mark.parametrize("core", ["relu", "lstm"])
 def test_muon_steps_blocks_of_the_hidden_weights_as_torchs_and_adam_the_rest_at_one_rate(core, hidden_size, patch_size):
     sizes = {"hidden_size": hidden_size, "glimpse_hidden": hidden_size, "patch_size": patch_size}
-    config = CONFIG.replace(core=core, precision="bfloat16", **sizes)
+    config = CONFIG.replace(core=core, **sizes)
     torch.manual_seed(0)
     model = RecurrentAttention(**config.model_args(1, 10))
-    twin = copy.deepcopy(model)
+    start, twin = copy.deepcopy(model), copy.deepcopy(model)
     optimizer = make_optimizer(config.training, model)
     hidden = {"sensor.what.weight", "sensor.joined.weight", "rnn.from_glimpse.weight", "rnn.from_hidden.weight",
               "rnn.cell.weight_ih", "rnn.cell.weight_hh"}  # fmt: skip
@@ -61,16 +61,18 @@ def test_muon_steps_blocks_of_the_hidden_weights_as_torchs_and_adam_the_rest_at_
         step(optimizer)
         step(muon, adam)
     for name, weight in twin.named_parameters():
-        expected = torch.cat(blocks[name]) if name in hidden else weight
-        torch.testing.assert_close(model.get_parameter(name), expected, rtol=1e-6, atol=1e-7)
+        ours = model.get_parameter(name)
+        if name in hidden:  # torch's products are bfloat16: three digits
+            way = torch.cat(blocks[name]) - start.get_parameter(name)
+            assert (ours - torch.cat(blocks[name])).norm() < 0.05 * way.norm()
+        else:
+            torch.testing.assert_close(ours, weight, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
-def test_muon_multiplies_in_the_number_format_of_the_step(precision, dtype):
-    """In bfloat16 where there is none in hardware, a step takes many times as long."""
-    config = CONFIG.replace(precision=precision)
-    model = RecurrentAttention(**config.model_args(1, 10))
-    optimizer = make_optimizer(config.training, model)
+def test_muon_multiplies_in_float32():
+    """In bfloat16 where there is none in hardware, as in torch's, a step takes many times as long."""
+    model = RecurrentAttention(**CONFIG.model_args(1, 10))
+    optimizer = make_optimizer(CONFIG.training, model)
     seen = set()
 
     class Products(TorchDispatchMode):
@@ -82,7 +84,20 @@ def test_muon_multiplies_in_the_number_format_of_the_step(precision, dtype):
     step(optimizer)
     with Products():
         optimizer.step()
-    assert seen == {dtype}
+    assert seen == {torch.float32}
+
+
+def test_orthogonalize_takes_newton_schulz_steps():
+    a, b, c = 3.4445, -4.775, 2.0315
+    batches = [torch.randn(k, 20, m, generator=torch.Generator().manual_seed(m)) for k, m in [(1, 50), (3, 12)]]
+    expected = []
+    for batch in batches:
+        x = batch / batch.norm(dim=(1, 2), keepdim=True)
+        for _ in range(3):
+            gram = x @ x.mT
+            x = a * x + b * gram @ x + c * gram @ gram @ x
+        expected.append(x)
+    torch.testing.assert_close(orthogonalize(batches, 3, (a, b, c)), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (20, 50), (50, 20)])
@@ -91,7 +106,7 @@ def test_orthogonalize_goes_towards_the_orthogonal_factor(shape):
     matrices *= torch.tensor([1.0, 100.0, 0.01])[:, None, None]  # each counts by itself
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
     # By these coefficients, Newton's own, it converges; Muon's only come near, in fewer iterations.
-    torch.testing.assert_close(orthogonalize(matrices, 40, (1.5, -0.5, 0.0)), u @ v)
+    torch.testing.assert_close(orthogonalize([matrices], 30, (1.5, -0.5, 0.0)), [u @ v], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adam", "sgd"])

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import reduce
 
 import torch
 from torch import Tensor, nn, optim
@@ -15,7 +16,6 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from config import TrainingConfig
 from model import RecurrentAttention
-from utils import matmul_dtype
 
 BLOCK = 64  # rows of a weight that Muon orthogonalises together
 
@@ -24,58 +24,67 @@ class Muon(optim.Muon):
     """Orthogonalises the running mean of a weight's gradients (Jordan et al. 2024, "Muon: an optimizer for hidden
     layers in neural networks"), BLOCK rows at a time: a quarter of the work for a weight of 256 x 256.
 
-    torch's Muon multiplies in bfloat16 everywhere, which takes a CPU without it in hardware up to 70 times as long.
+    torch's Muon multiplies whole weights, and in bfloat16, which takes a CPU without it in hardware up to 70 times as
+    long; here products are float32.
 
     Args:
         weights: (n, m) each; one whose n is no multiple of BLOCK is orthogonalised whole.
-        dtype: of the products.
         settings: lr, momentum and weight_decay.
     """
 
-    def __init__(self, weights: list[nn.Parameter], dtype: torch.dtype, **settings: float):
+    def __init__(self, weights: list[nn.Parameter], **settings: float):
         # Three Newton-Schulz iterations do as well here as the usual five. adjust_lr_fn describes, in checkpoints, the
         # last line of step.
         super().__init__(weights, ns_steps=3, adjust_lr_fn="match_rms_adamw", **settings)
-        self.dtype = dtype
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
-            same_shape = defaultdict(list)
-            for weight in group["params"]:
-                if weight.grad is not None:  # frozen ones have none: a single glimpse uses no recurrent weights
-                    same_shape[weight.shape].append(weight)
-                    if not self.state[weight]:
-                        self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-            for (rows, columns), weights in same_shape.items():
-                gradients = [weight.grad for weight in weights]
-                means = [self.state[weight]["momentum_buffer"] for weight in weights]
-                torch._foreach_lerp_(means, gradients, 1 - momentum)
-                ahead = torch._foreach_lerp(gradients, means, momentum)  # Nesterov's
-                height = BLOCK if rows % BLOCK == 0 else rows
-                blocks = torch.cat(ahead).reshape(-1, height, columns).to(self.dtype)
-                directions = orthogonalize(blocks, group["ns_steps"], group["ns_coefficients"]).float()
-                torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
-                length = 0.2 * math.sqrt(max(height, columns))  # as long as Adam's usually are
-                torch._foreach_add_(weights, directions.reshape(-1, rows, columns).unbind(), alpha=-lr * length)
+            # Frozen weights have no gradient: a single glimpse uses no recurrent ones.
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            for weight in weights:
+                if not self.state[weight]:
+                    self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+            gradients = [weight.grad for weight in weights]
+            means = [self.state[weight]["momentum_buffer"] for weight in weights]
+            torch._foreach_lerp_(means, gradients, 1 - momentum)
+            ahead = torch._foreach_lerp(gradients, means, momentum)  # Nesterov's
+            torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+            same_height = defaultdict(list)
+            for weight, direction in zip(weights, ahead, strict=True):
+                height = BLOCK if len(weight) % BLOCK == 0 else len(weight)
+                same_height[height].append((weight, direction.reshape(-1, height, weight.shape[1])))
+            for height, pairs in same_height.items():
+                directions = orthogonalize([blocks for _, blocks in pairs], group["ns_steps"], group["ns_coefficients"])
+                for (weight, _), direction in zip(pairs, directions, strict=True):
+                    length = 0.2 * math.sqrt(max(height, weight.shape[1]))  # as long as Adam's usually are
+                    weight.add_(direction.reshape(weight.shape), alpha=-lr * length)
 
 
-def orthogonalize(matrices: Tensor, iterations: int, coefficients: tuple[float, float, float]) -> Tensor:
-    """Approximates U V', where U S V' is the singular value decomposition of a matrix, by Newton-Schulz steps.
+def orthogonalize(batches: list[Tensor], iterations: int, coefficients: tuple[float, float, float]) -> list[Tensor]:
+    """Approximates U V', where U S V' is the singular value decomposition of a matrix X, by Newton-Schulz steps
+    X <- (a I + b X X' + c (X X')^2) X, which take the singular values towards 1.
+
+    All steps together are one matrix times X: the product of their polynomials in X X', which is smaller than X.
 
     Args:
-        matrices: (k, n, m), each by itself.
-        coefficients: a, b, c of X <- a X + b (X X') X + c (X X')^2 X, which takes the singular values of X towards 1.
+        batches: (k, n, m) each, k matrices by themselves; n is the same in all.
+        coefficients: a, b, c.
     """
-    if matrices.shape[1] > matrices.shape[2]:  # X X' of the shorter side costs less
-        return orthogonalize(matrices.mT, iterations, coefficients).mT
     a, b, c = coefficients
-    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value is above 1
+    gram = torch.cat([x @ x.mT for x in batches])
+    norm = gram.diagonal(dim1=1, dim2=2).sum(1).clamp(min=1e-14).sqrt()[:, None, None]
+    gram /= norm.square()  # no singular value is above 1
+    polynomials = []
     for _ in range(iterations):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
+        if polynomials:
+            gram = polynomials[-1] @ gram @ polynomials[-1]  # they commute
+        polynomials.append(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))
+        polynomials[-1].diagonal(dim1=1, dim2=2).add_(a)
+    product = reduce(torch.bmm, polynomials) / norm
+    parts = product.split([len(x) for x in batches])
+    return [part @ x for part, x in zip(parts, batches, strict=True)]
 
 
 class MuonAdam(optim.Optimizer):
@@ -84,7 +93,6 @@ class MuonAdam(optim.Optimizer):
     Args:
         hidden: weights, (n, m) each.
         others: parameters of any shape.
-        dtype: of Muon's products.
         lr: of both.
         momentum: of both.
         weight_decay: of both.
@@ -94,14 +102,13 @@ class MuonAdam(optim.Optimizer):
         self,
         hidden: list[nn.Parameter],
         others: list[nn.Parameter],
-        dtype: torch.dtype,
         *,
         lr: float,
         momentum: float,
         weight_decay: float,
     ):
         settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        self.parts = Muon(hidden, dtype, **settings), make_adam(others, **settings)
+        self.parts = Muon(hidden, **settings), make_adam(others, **settings)
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         self._share()
 
@@ -128,8 +135,7 @@ def make_optimizer(training: TrainingConfig, model: RecurrentAttention) -> optim
         hidden = [model.sensor.what.weight, model.sensor.joined.weight]
         hidden += [weight for weight in model.rnn.parameters() if weight.ndim == 2]
         others = [p for p in model.parameters() if all(p is not weight for weight in hidden)]
-        dtype = matmul_dtype(training.precision, hidden[0].device)
-        return MuonAdam(hidden, others, dtype, **settings)
+        return MuonAdam(hidden, others, **settings)
     return make_adam(model.parameters(), **settings)
 
 
