@@ -115,10 +115,10 @@ def test_every_compiled_step_takes_the_noise_it_is_given(device):
     assert first == again != second
 
 
-def test_a_missing_compiler_is_named_and_done_without(run, monkeypatch, capsys):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+def test_a_missing_compiler_is_named_and_done_without(run, capsys):
     torch.compiler.reset()
-    with torch.compiler.config.patch(force_disable_caches=True):
+    missing = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with missing, torch.compiler.config.patch(force_disable_caches=True):
         run("--epochs=1", "--compile=True")
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[!]")]
     assert "Compiling failed (InvalidCxxCompiler: No working C++ compiler found" in line and "--compile=False" in line
