@@ -48,10 +48,13 @@ def draw_canvases(
     canvas = torch.zeros(batch, channels, size * size, device=images.device)
     if num_clutter:
         rows, columns = min(WINDOW, height), min(WINDOW, width)
-        source = draw(len(pool) - 1, num_clutter)[..., None, None]
-        row = draw(height - rows, num_clutter)[..., None, None] + _steps(rows, images)[:, None]
-        column = draw(width - columns, num_clutter)[..., None, None] + _steps(columns, images)
-        pieces = pool[source, :, row, column].permute(0, 1, 4, 2, 3)  # (B, num_clutter, C, rows, columns)
+        source = draw(len(pool) - 1, num_clutter)[..., None, None]  # (B, num_clutter, 1, 1)
+        row = draw(height - rows, num_clutter)[..., None, None] + _steps(rows, images)
+        column = draw(width - columns, num_clutter)[..., None, None]
+        plane = source * channels + _steps(channels, images)[:, None]
+        starts = (plane * height + row) * width + column  # of the pieces' rows, each of which is copied whole
+        pieces = pool.flatten().unfold(0, columns, 1).index_select(0, starts.flatten())
+        pieces = pieces.view(*starts.shape, columns)  # (B, num_clutter, C, rows, columns)
         _add(canvas, pieces, draw(size - rows, num_clutter), draw(size - columns, num_clutter), size)
     top, left = draw(size - height, 1), draw(size - width, 1)
     _add(canvas, images[:, None], top, left, size)
