@@ -153,9 +153,11 @@ def _span(centres: Tensor, size: int, end: int) -> tuple[Tensor, Tensor]:
 
 def _read(planes: Tensor, rows: Tensor, columns: Tensor, width: int) -> Tensor:
     """The crossings of rows and columns: planes (B, C, H * W), rows and columns (B, ..., n) -> (B, C, ..., n, n)."""
-    index = rows[..., :, None] * width + columns[..., None, :]
-    batch, channels, _ = planes.shape
-    return planes.gather(2, index.view(batch, 1, -1).expand(-1, channels, -1)).view(batch, channels, *index.shape[1:])
+    index = (rows[..., :, None] * width + columns[..., None, :])[:, None]  # (B, 1, ..., n, n)
+    batch, channels, size = planes.shape
+    # With an index of one dimension the compiler would divide to find each entry's row and column, which takes longer.
+    planes = planes.view(batch, channels, *[1] * (index.ndim - 3), size).expand(-1, -1, *index.shape[2:-1], -1)
+    return planes.gather(-1, index.expand(-1, channels, *index.shape[2:]))
 
 
 class GlimpseNetwork(nn.Module):
