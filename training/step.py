@@ -169,5 +169,7 @@ def compiler_arguments(device: torch.device, captured: bool) -> dict:
         from training.fuse_matmuls import FuseMatmuls  # imports the compiler
 
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it would miss CUDA, needlessly
-        return {"options": {"post_grad_custom_pre_pass": FuseMatmuls(), "cpp_wrapper": True}}
+        # What is read twice is computed once, or every pixel of a glimpse would find its corner anew.
+        once = {"realize_reads_threshold": 2}
+        return {"options": {"post_grad_custom_pre_pass": FuseMatmuls(), "cpp_wrapper": True, **once}}
     return {}
