@@ -129,12 +129,41 @@ def best_cell(row: Row, runs: list[dict]) -> str:
     best = best_line(runs)
     error = statistics.mean(errors(best, 1))
     published = row.nips or row.arxiv
-    cell = f"[{error:.2f}](recipes/{recipe_name(row)}.toml)"
+    cell = f"[{spread(errors(best, 1))}](recipes/{recipe_name(row)}.toml)"
     cell = cell if published and published < error else f"**{cell}**"
     marks = "".join(mark for (name, value), mark in MARKS.items() if best[0]["config"][name] == value)
     cell += f"<sup>{marks}</sup>" if marks else ""
-    source = "" if row.nips else "arXiv "
-    return f"{cell} ({source}{published:.2f})" if published else cell
+    return f"{cell} ({published_by_paper(row)})" if published else cell
+
+
+def published_by_paper(row: Row) -> str:
+    """The error at NIPS, or that on arXiv."""
+    return f"arXiv {row.arxiv:.2f}" if row.arxiv and not row.nips else number(row.nips)
+
+
+def commands_table(folder: Path) -> str:
+    """What each task's default settings come to, and what its recipe: Markdown."""
+    heads = ("task, glimpses", "`python main.py --task=TASK`", "minutes", "`--recipe=TASK_best`", "minutes",
+             "paper")  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    records = read_records(folder)
+    for row in ROWS:
+        default = make_config(task=row.task)
+        runs = records[row.task, row.glimpses, row.policy]
+        if row.policy == "learned" and row.glimpses == default.model.num_glimpses and runs:
+            own = [run for run in runs
+                   if not flags_of(run["config"]) and run["config"]["epochs"] == default.training.epochs]  # fmt: skip
+            cells = [*command_cells(own), *command_cells(best_line(runs)), published_by_paper(row)]
+            lines.append(f"| {row.task}, {row.glimpses} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def command_cells(runs: list[dict]) -> list[str]:
+    """Test error, M = 1, and minutes of runs that are alike, if there are any."""
+    if not runs:
+        return ["-", "-"]
+    seeds = "one seed" if len(runs) == 1 else f"{len(runs)} seeds"
+    return [f"{spread(errors(runs, 1))} ({seeds})", f"{costs(runs)[2]:.0f}"]
 
 
 def best_line(runs: list[dict]) -> list[dict]:
@@ -289,7 +318,7 @@ def with_tables(pages: dict[str, str], folder: Path) -> dict[str, str]:
         folder: of the records.
     """
     tables = {
-        "README.md": {"summary": summary_table(folder)},
+        "README.md": {"summary": summary_table(folder), "commands": commands_table(folder)},
         "docs/results.md": {"results": results_table(folder, best_of_each_model), "pace": pace_table(folder)},
         "docs/catch.md": {"games": games_table(folder)},
         "results/README.md": {"results": results_table(folder)},
