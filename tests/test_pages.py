@@ -60,20 +60,22 @@ def test_a_line_is_of_runs_that_differ_in_their_seed_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("errors", "model", "cell"),
+    ("errors", "model", "cells"),
     [
-        ((1.2, 1.0), {}, "[1.20](FILE) (1.12)"),
-        ((1.1, 1.0), {}, "**[1.10](FILE)** (1.12)"),
-        ((1.1, 1.0), {"core": "lstm", "first_location": "centre"}, "**[1.10](FILE)**<sup>cl</sup> (1.12)"),
+        ((1.2, 1.0), {}, "[1.20](FILE) (1.12) | 1.20 in 5 min"),
+        ((1.1, 1.0), {}, "**[1.10](FILE)** (1.12) | 1.10 in 5 min"),
+        ((1.1, 1.0), {"core": "lstm", "first_location": "centre"}, "**[1.10](FILE)**<sup>cl</sup> (1.12) | -"),
     ],
 )
-def test_the_summary_shows_the_lowest_validation_error_not_the_lowest_on_test(tmp_path, errors, model, cell):
-    for std, valid, test in zip((0.1, 0.2), (2.0, 3.0), errors, strict=True):
+def test_the_summary_shows_the_lowest_validation_error_not_the_lowest_on_test(tmp_path, errors, model, cells):
+    for std, valid, test in zip((0.1, 0.2), (2.0, 3.0), errors, strict=True):  # 0.1 is the task's own
         settings = make_config(std=std, **model).flat()
-        record = {"config": settings, "best_valid_acc": 100 - valid, "tests": {"M=1": {"acc": 100 - test}}}
+        tests = {"M=1": {"acc": 100 - test}}
+        record = {"config": settings, "best_valid_acc": 100 - valid, "tests": tests, "seconds_per_epoch": [100, 200]}
         (tmp_path / f"{std}.json").write_text(json.dumps(record))
-    cell = cell.replace("FILE", "recipes/mnist_best.toml")
-    assert summary_table(tmp_path).splitlines() == ["| glimpses | 6 |", "| --- | --- |", f"| mnist | {cell} |"]
+    head, _, line = summary_table(tmp_path).splitlines()
+    assert head == "| glimpses | 6 | `--task=TASK` alone | `--recipe=TASK_best` |"
+    assert line == f"| mnist | {cells.replace('FILE', 'recipes/mnist_best.toml')} | 5 min |"
 
 
 @pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: str(page.relative_to(ROOT)))

@@ -112,15 +112,21 @@ def results_table(folder: Path, pick=lambda lines: lines) -> str:
 
 
 def summary_table(folder: Path) -> str:
-    """The best error of each row with its recipe, and the paper's: Markdown."""
+    """The best error of each row with its recipe, and the paper's; what a task's own settings give: Markdown."""
     records = read_records(folder)
     rows = [row for row in ROWS if row.policy == "learned" and records[row.task, row.glimpses, row.policy]]
     counts = sorted({row.glimpses for row in rows})
-    lines = [f"| glimpses | {' | '.join(map(str, counts))} |", "|" + " --- |" * (1 + len(counts))]
+    heads = ["glimpses", *map(str, counts), "`--task=TASK` alone", "`--recipe=TASK_best`"]
+    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     for task in dict.fromkeys(row.task for row in rows):
-        cells = {row.glimpses: best_cell(row, records[row.task, row.glimpses, row.policy])
-                 for row in rows if row.task == task}  # fmt: skip
-        lines.append(f"| {task} | {' | '.join(cells.get(count, '') for count in counts)} |")
+        cells, minutes = {}, "-"
+        for row in [row for row in rows if row.task == task]:
+            runs = records[row.task, row.glimpses, row.policy]
+            cells[row.glimpses] = best_cell(row, runs)
+            if recipe_name(row) == f"{task}_best":
+                minutes = f"{costs(best_line(runs))[2]:.0f} min"
+        line = [task, *(cells.get(count, "") for count in counts), own_settings(task, records), minutes]
+        lines.append(f"| {' | '.join(line)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -133,37 +139,16 @@ def best_cell(row: Row, runs: list[dict]) -> str:
     cell = cell if published and published < error else f"**{cell}**"
     marks = "".join(mark for (name, value), mark in MARKS.items() if best[0]["config"][name] == value)
     cell += f"<sup>{marks}</sup>" if marks else ""
-    return f"{cell} ({published_by_paper(row)})" if published else cell
+    source = "" if row.nips else "arXiv "
+    return f"{cell} ({source}{published:.2f})" if published else cell
 
 
-def published_by_paper(row: Row) -> str:
-    """The error at NIPS, or that on arXiv."""
-    return f"arXiv {row.arxiv:.2f}" if row.arxiv and not row.nips else number(row.nips)
-
-
-def commands_table(folder: Path) -> str:
-    """What each task's default settings come to, and what its recipe: Markdown."""
-    heads = ("task, glimpses", "`python main.py --task=TASK`", "minutes", "`--recipe=TASK_best`", "minutes",
-             "paper")  # fmt: skip
-    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
-    records = read_records(folder)
-    for row in ROWS:
-        default = make_config(task=row.task)
-        runs = records[row.task, row.glimpses, row.policy]
-        if row.policy == "learned" and row.glimpses == default.model.num_glimpses and runs:
-            own = [run for run in runs
-                   if not flags_of(run["config"]) and run["config"]["epochs"] == default.training.epochs]  # fmt: skip
-            cells = [*command_cells(own), *command_cells(best_line(runs)), published_by_paper(row)]
-            lines.append(f"| {row.task}, {row.glimpses} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def command_cells(runs: list[dict]) -> list[str]:
-    """Test error, M = 1, and minutes of runs that are alike, if there are any."""
-    if not runs:
-        return ["-", "-"]
-    seeds = "one seed" if len(runs) == 1 else f"{len(runs)} seeds"
-    return [f"{spread(errors(runs, 1))} ({seeds})", f"{costs(runs)[2]:.0f}"]
+def own_settings(task: str, records: dict) -> str:
+    """Test error, M = 1, and minutes by a task's own settings."""
+    default = make_config(task=task)
+    runs = [run for run in records[task, default.model.num_glimpses, "learned"]
+            if not flags_of(run["config"]) and run["config"]["epochs"] == default.training.epochs]  # fmt: skip
+    return f"{spread(errors(runs, 1))} in {costs(runs)[2]:.0f} min" if runs else "-"
 
 
 def best_line(runs: list[dict]) -> list[dict]:
@@ -318,7 +303,7 @@ def with_tables(pages: dict[str, str], folder: Path) -> dict[str, str]:
         folder: of the records.
     """
     tables = {
-        "README.md": {"summary": summary_table(folder), "commands": commands_table(folder)},
+        "README.md": {"summary": summary_table(folder)},
         "docs/results.md": {"results": results_table(folder, best_of_each_model), "pace": pace_table(folder)},
         "docs/catch.md": {"games": games_table(folder)},
         "results/README.md": {"results": results_table(folder)},
