@@ -51,14 +51,15 @@ class Muon(optim.Muon):
             torch._foreach_lerp_(means, gradients, 1 - momentum)
             ahead = torch._foreach_lerp(gradients, means, momentum)  # Nesterov's
             torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
-            same_height = defaultdict(list)
+            same_side = defaultdict(list)
             for weight, direction in zip(weights, ahead, strict=True):
                 height = BLOCK if len(weight) % BLOCK == 0 else len(weight)
-                same_height[height].append((weight, direction.reshape(-1, height, weight.shape[1])))
-            for height, pairs in same_height.items():
+                blocks = direction.reshape(-1, height, weight.shape[1])
+                same_side[min(blocks.shape[1:])].append((weight, blocks))
+            for pairs in same_side.values():
                 directions = orthogonalize([blocks for _, blocks in pairs], group["ns_steps"], group["ns_coefficients"])
-                for (weight, _), direction in zip(pairs, directions, strict=True):
-                    length = 0.2 * math.sqrt(max(height, weight.shape[1]))  # as long as Adam's usually are
+                for (weight, blocks), direction in zip(pairs, directions, strict=True):
+                    length = 0.2 * math.sqrt(max(blocks.shape[1:]))  # as long as Adam's usually are
                     weight.add_(direction.reshape(weight.shape), alpha=-lr * length)
 
 
@@ -66,14 +67,16 @@ def orthogonalize(batches: list[Tensor], iterations: int, coefficients: tuple[fl
     """Approximates U V', where U S V' is the singular value decomposition of a matrix X, by Newton-Schulz steps
     X <- (a I + b X X' + c (X X')^2) X, which take the singular values towards 1.
 
-    All steps together are one matrix times X: the product of their polynomials in X X', which is smaller than X.
+    All steps together are one matrix times X: the product of their polynomials in X X', which is smaller than X if X is
+    wide; a tall one is transposed.
 
     Args:
-        batches: (k, n, m) each, k matrices by themselves; n is the same in all.
+        batches: (k, n, m) each, k matrices by themselves; the shorter of n and m is the same in all.
         coefficients: a, b, c.
     """
     a, b, c = coefficients
-    gram = torch.cat([x @ x.mT for x in batches])
+    wide = [x.mT if x.shape[1] > x.shape[2] else x for x in batches]
+    gram = torch.cat([x @ x.mT for x in wide])
     norm = gram.diagonal(dim1=1, dim2=2).sum(1).clamp(min=1e-14).sqrt()[:, None, None]
     gram /= norm.square()  # no singular value is above 1
     polynomials = []
@@ -83,8 +86,8 @@ def orthogonalize(batches: list[Tensor], iterations: int, coefficients: tuple[fl
         polynomials.append(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))
         polynomials[-1].diagonal(dim1=1, dim2=2).add_(a)
     product = reduce(torch.bmm, polynomials) / norm
-    parts = product.split([len(x) for x in batches])
-    return [part @ x for part, x in zip(parts, batches, strict=True)]
+    factors = [part @ x for part, x in zip(product.split([len(x) for x in wide]), wide, strict=True)]
+    return [factor if factor.shape == x.shape else factor.mT for factor, x in zip(factors, batches, strict=True)]
 
 
 class MuonAdam(optim.Optimizer):
