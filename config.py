@@ -99,8 +99,9 @@ class DataConfig(Settings):
     """catch: where the paddle is when a game begins."""
     games_per_epoch: Annotated[Positive, Mark.SHARED] = 32768
     """catch: games of an epoch, which are new ones in each; the fraction valid_size of this number is validated on."""
-    valid_size: Annotated[float, Bounds("above 0 and below 1", lambda value: 0 < value < 1), Mark.SHARED] = 0.1
-    """Fraction of the training images kept for validation; of a folder, of each class, unless it has a folder val."""
+    valid_size: Annotated[float, Bounds("at least 0 and below 1", lambda value: 0 <= value < 1), Mark.SHARED] = 0.1
+    """Fraction of the training images kept for validation; of a folder, of each class, unless it has a folder val. 0:
+    train on all of them, and test the last epoch."""
     batch_size: Annotated[Positive, Mark.TEST] = 128
     """Images per batch; with several processes (torchrun), of each."""
     shuffle: Annotated[bool, Mark.SHARED] = True
@@ -288,6 +289,8 @@ class Config:
         agreed = data.canvas_size or "canvas_size" not in own
         require(data, "task", agreed, "another without a --canvas_size=; in Python, make_config sets what a task does")
         require(data, "num_clutter", data.canvas_size or not data.num_clutter, "0 without a --canvas_size=")
+        needed = data.dataset == "catch" or training.lr_patience is not None
+        require(data, "valid_size", data.valid_size or not needed, "above 0 with --lr_patience= or --task=catch")
         require(data, "image_height", bool(data.image_height) == bool(data.image_width), "given with image_width")
         require(training, "policy", training.policy != "scan" or model.scan_radius, "another if --scan_radius= is 0")
         require(training, "policy", training.policy != "oracle" or data.canvas_size, "another without a --canvas_size=")

@@ -36,8 +36,9 @@ def get_train_valid_loader(
     world: World = ALONE,
     checkpoint: dict | None = None,
     accept_changes: bool = False,
-) -> tuple[Loader, Loader]:
-    """The training images, shuffled and placed anew each epoch, and the validation images, split off them by seed.
+) -> tuple[Loader, Loader | None]:
+    """The training images, shuffled and placed anew each epoch, and the validation images, split off them by seed, if
+    data.valid_size leaves any.
 
     Args:
         data: which images, and the size of a batch.
@@ -73,16 +74,19 @@ def get_train_valid_loader(
     spec = describe(train_loader, data_set.classes)
     if trained and spec[:4] == trained[:4] and begun.changes(data_set.record):
         spec = trained  # the model keeps the mean and std it began with, whatever was added
-    valid_loader = make_evaluation_loader(data, examples.take(valid), device, world, VALIDATION_CANVASES)
     if data.dataset == "folder":
         report_folder(data, spec, examples.labels[valid])
-    return train_loader.described_by(spec).shard_with(world), valid_loader.described_by(spec)
+    train_loader = train_loader.described_by(spec).shard_with(world)
+    if not data.valid_size:
+        return train_loader, None
+    valid_loader = make_evaluation_loader(data, examples.take(valid), device, world, VALIDATION_CANVASES)
+    return train_loader, valid_loader.described_by(spec)
 
 
 def report_folder(data: DataConfig, spec: DataSpec, valid_labels: Tensor):
     """Prints which classes validation lacks, and what a test would stumble over after the training."""
     present = set(valid_labels.tolist())
-    lacking = [name for label, name in enumerate(spec.classes) if label not in present]
+    lacking = [name for label, name in enumerate(spec.classes) if label not in present and data.valid_size]
     if lacking:
         more = f" and {len(lacking) - MOST_NAMED} more" if len(lacking) > MOST_NAMED else ""
         say(

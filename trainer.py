@@ -42,7 +42,8 @@ class Trainer:
 
     Args:
         config: the run's settings.
-        data_loader: (train, validation) loaders to train with, or the test loader.
+        data_loader: (train, validation) loaders to train with, the latter None if nothing validates; or the test
+            loader.
         device: where the model is to be.
         checkpoint: from `load_checkpoint`, to resume or to test; None begins a new run.
     Raises:
@@ -52,7 +53,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        data_loader: tuple[Loader, Loader] | Loader,
+        data_loader: tuple[Loader, Loader | None] | Loader,
         device: torch.device,
         checkpoint: dict | None = None,
     ):
@@ -96,7 +97,7 @@ class Trainer:
             self.load_checkpoint(checkpoint)
 
     def train(self, on_epoch: Sequence[Callable[[EpochResult], None]] = ()):
-        """Trains up to config.training.epochs, or until patience with the validation accuracy ends.
+        """Trains up to config.training.epochs, or until patience with the validation accuracy, if there is one, ends.
 
         Args:
             on_epoch: called after each epoch, when it is saved.
@@ -107,7 +108,7 @@ class Trainer:
         """
         progress, world = self.progress, self.world
         with StopSignal(echoes=world.size > 1) as self.signal:
-            counts = self.train_loader.num_images, self.valid_loader.num_images
+            counts = self.train_loader.num_images, self.valid_loader.num_images if self.valid_loader else "no"
             print(f"[*] Number of model parameters: {sum(each.numel() for each in self.model.parameters()):,}")
             print("[*] Train on {} samples, validate on {} samples".format(*counts))
             self.compile()
@@ -117,11 +118,11 @@ class Trainer:
                 train = self.train_one_epoch()
                 images_per_second = self.train_loader.num_images / (time.perf_counter() - self.began)
                 # evaluate
-                valid = self.evaluate(self.valid_loader, after_batch=self.stop_if_asked)
+                valid = self.valid_loader and self.evaluate(self.valid_loader, after_batch=self.stop_if_asked)
                 seconds, lr = time.perf_counter() - self.began, self.optimizer.param_groups[0]["lr"]
                 if self.plateau:
                     self.plateau.step(valid.acc)
-                is_best = progress.finish_epoch(valid.acc)
+                is_best = progress.finish_epoch(valid and valid.acc)
                 result = EpochResult(progress.epoch, self.config.training.epochs, train, valid, lr, images_per_second,
                                      seconds, progress.best_valid_acc, is_best)  # fmt: skip
                 # save
@@ -144,8 +145,7 @@ class Trainer:
             (0 < self.config.call.stop_after_epoch <= progress.epoch, ""),
         ):
             if reached:
-                print(f"[*] {progress.epoch} epochs finished, best validation accuracy {progress.best_valid_acc:.3f}%. "
-                      f"To continue: --resume=True{more}")  # fmt: skip
+                print(f"[*] {progress.epoch} epochs finished, {self.best}. To continue: --resume=True{more}")
                 return True
         return False
 
@@ -300,6 +300,13 @@ class Trainer:
     def evaluate(self, loader: Loader, **options) -> Metrics:
         return evaluate(self.average, loader, self.config, **options).metrics
 
+    @property
+    def best(self) -> str:
+        """What validation came to, in words."""
+        if not self.valid_loader:
+            return "nothing validated, so that the last one is tested"
+        return f"best validation accuracy {self.progress.best_valid_acc:.3f}%"
+
     def test(self) -> Metrics:
         """Prints and returns the test set's metrics, and records a run's in its test.json."""
         metrics, predictions = evaluate(self.average, self.test_loader, self.config)
@@ -326,7 +333,7 @@ class Trainer:
     def save_metrics(self, result: EpochResult):
         if self.world.is_main:
             pace = {name: getattr(result, name) for name in ("epoch", "lr", "images_per_second", "seconds")}
-            passes = {"train": result.train._asdict(), "valid": result.valid._asdict()}
+            passes = {"train": result.train._asdict(), "valid": result.valid and result.valid._asdict()}
             append_metrics(self.config.run_dir / "metrics.jsonl", {**pace, **passes})
 
     def save_checkpoint(self, is_best: bool = False):
@@ -365,8 +372,7 @@ class Trainer:
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             path, reason = self.config.checkpoint_path, " ".join(str(error).split())
             raise InputError(f"{path} is not a whole checkpoint ({reason}): restore it, or train again") from error
-        say(f"[*] Loaded {self.config.checkpoint_path}, after epoch {self.progress.epoch}: best validation accuracy "
-            f"{self.progress.best_valid_acc:.3f}%")  # fmt: skip
+        say(f"[*] Loaded {self.config.checkpoint_path}, after epoch {self.progress.epoch}: {self.best}")
 
     def checked_spec(self, checkpoint: dict) -> DataSpec:
         """The data that a checkpoint was trained on; raises InputError if these are others."""

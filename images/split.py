@@ -18,7 +18,7 @@ def split(
     """The places of the images for training, and of those for validation.
 
     A new run takes a folder's val/ if there is one, else a fraction of each of its classes. A resumed one takes the
-    images that validated it before.
+    images that validated it before. Without a fraction, all are for training.
 
     Args:
         begun: what a resumed run was begun with; None if its checkpoint, of an earlier version, does not say.
@@ -32,6 +32,8 @@ def split(
     def in_order(count: int, generator: torch.Generator = generators[0]) -> Tensor:
         return torch.randperm(count, generator=generator) if data.shuffle else torch.arange(count)
 
+    if not data.valid_size:
+        return in_order(len(labels)), torch.zeros(0, dtype=torch.long)
     own = [name.startswith(f"{VALIDATION}/") for name in names]
     if begun and names:
         before = set(begun.validation)

@@ -160,6 +160,8 @@ def parse(argv: list[str]) -> Search:
     for name in names_of(CallConfig):
         if name in changed and not name.endswith("_dir"):
             raise InputError(f"{name}={changed[name]}: a search sets this itself, leave the flag out")
+    if not base.data.valid_size:
+        raise InputError("valid_size=0.0: trials are compared by their validation, leave the flag out")
     if bool(flags.seeds) == bool(flags.search):
         raise InputError("name either what to search, as --search std=log:0.02:0.3, or --seeds=5")
     ranges = [parse_range(text, base) for text in flags.search]

@@ -109,7 +109,7 @@ def test_run_names_are_the_original_ones():
 @pytest.mark.parametrize(
     "field, value",
     [("patch_size", 0), ("glimpse_scale", 0), ("num_patches", -1), ("num_glimpses", 0), ("M", 0), ("std", 0.0),
-     ("std", float("nan")), ("std", float("inf")), ("valid_size", 0.0), ("valid_size", 1.0), ("momentum", 1.0),
+     ("std", float("nan")), ("std", float("inf")), ("valid_size", -0.1), ("valid_size", 1.0), ("momentum", 1.0),
      ("ema_decay", 1.0), ("std_share", 0.0), ("std_share", 1.1),
      ("init_lr", -1e-3), ("reinforce_weight", -0.1), ("lr_patience", -1), ("train_patience", -1), ("epochs", 0),
      ("random_seed", -1), ("task", "imagenet"), ("epochs", 2.5), ("resume", 1), ("run_name", "a/b"),
@@ -118,6 +118,12 @@ def test_run_names_are_the_original_ones():
 def test_a_value_that_is_not_allowed_is_named(field, value):
     with pytest.raises(InputError, match=rf"{field}={re.escape(str(value))} is not allowed: it must be"):
         make_config(**{field: value})
+
+
+@pytest.mark.parametrize("needs_validation", [{"lr_patience": 3}, {"task": "catch"}])
+def test_what_looks_at_the_validation_needs_some(needs_validation):
+    with pytest.raises(InputError, match=r"valid_size=0.0 is not allowed: it must be above 0 with --lr_patience="):
+        make_config(valid_size=0.0, **needs_validation)
 
 
 def test_patches_that_are_wider_than_any_image_are_rejected():

@@ -115,6 +115,13 @@ def test_grey_images_have_one_channel(tmp_path):
     assert loaders_of(config_of(tmp_path, valid_size=0.3))[0].spec.num_channels == 1
 
 
+def test_without_validation_all_images_train(folder):
+    halves = loaders_of(config_of(folder))
+    train, valid = loaders_of(config_of(folder, valid_size=0))
+    assert valid is None and train.num_images == sum(half.num_images for half in halves)
+    assert train.record.validation == []
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_set_larger_than_memory_streams_the_same_images(folder, num_workers, monkeypatch):
     in_memory = loaders_of(config_of(folder))

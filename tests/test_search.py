@@ -171,6 +171,7 @@ def test_a_study_or_a_folder_of_something_else_is_rejected(work, flags):
         (["--search", "std=log:0.1:0.2", "std=log:0.1:0.3"], "name each field once"),
         ([*STD, "--std=0.07"], "std is searched: leave --std= out"),
         ([*STD, "--run_name=mine"], "run_name=mine: a search sets this itself"),
+        ([*STD, "--valid_size=0"], "valid_size=0.0: trials are compared by their validation"),
         ([*STD, "--seeds=2"], "name either what to search"),
         ([], "name either what to search"),
         ([*STD, "--trials=0"], "trials=0 is not allowed: it must be at least 1"),

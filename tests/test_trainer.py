@@ -128,6 +128,24 @@ def test_a_flag_that_contradicts_the_run_is_rejected(run, flags, more, advice):
     assert (config.run_dir / "last.pt").read_bytes() == before
 
 
+def test_without_validation_all_images_train_and_the_last_epoch_is_tested(run, capsys):
+    flags = ["--valid_size=0", "--train_patience=0", "--use_tensorboard=True"]
+    whole = run(*flags, "--epochs=3", "--run_name=whole")
+    out = capsys.readouterr().out
+    assert "[*] Train on 1438 samples, validate on no samples" in out
+    assert re.search(r"\nEpoch 3/3 - train loss: [\d.]+ - train acc: [\d.]+\n", out)
+    assert [line["valid"] for line in metrics_of(whole)] == [None] * 3
+    best, last = (load_checkpoint(whole.run_dir / name) for name in ("best.pt", "last.pt"))
+    assert best["epoch"] == 3
+    assert_same(best["model_state"], last["model_state"])
+    run(*flags, "--epochs=3", "--stop_after_epoch=1")
+    resumed = run(*flags, "--epochs=3", "--resume=True")
+    assert_same(load_checkpoint(resumed.run_dir / "best.pt")["model_state"], best["model_state"])
+    run(*flags, "--epochs=3", "--run_name=whole", "--is_train=False")
+    record = json.loads((whole.run_dir / "test.json").read_text())
+    assert (record["tests"]["M=1"]["epoch"], record["valid_acc_per_epoch"]) == (3, [])
+
+
 def test_training_stops_when_validation_no_longer_improves(run):
     config = run("--epochs=40", "--init_lr=1e-12", "--train_patience=2")
     assert len(metrics_of(config)) == 1 + 3  # the first is best; three more do not better it

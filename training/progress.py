@@ -25,10 +25,10 @@ class Progress:
     best_valid_acc: float = 0.0  # %
     epochs_since_best: int = 0
 
-    def finish_epoch(self, valid_acc: float) -> bool:
-        """Begins the next epoch; returns whether the finished one is the best."""
-        is_best = self.epoch == 0 or valid_acc > self.best_valid_acc
-        self.best_valid_acc = valid_acc if is_best else self.best_valid_acc
+    def finish_epoch(self, valid_acc: float | None) -> bool:
+        """Begins the next epoch; returns whether the finished one is the best: without validation, the latest is."""
+        is_best = self.epoch == 0 or valid_acc is None or valid_acc > self.best_valid_acc
+        self.best_valid_acc = (valid_acc or 0.0) if is_best else self.best_valid_acc
         self.epochs_since_best = 0 if is_best else self.epochs_since_best + 1
         self.epoch, self.step, self.meter, self.seconds = self.epoch + 1, 0, AverageMeter(), 0.0
         return is_best
@@ -51,9 +51,9 @@ class EpochResult(NamedTuple):
     epoch: int  # counted from 1
     epochs: int  # of the whole run
     train: Metrics
-    valid: Metrics
+    valid: Metrics | None  # None: no images are kept for it
     lr: float
     images_per_second: float  # of the training
     seconds: float  # with validation
-    best_valid_acc: float  # %, so far
+    best_valid_acc: float  # %, so far; 0 without validation
     is_best: bool

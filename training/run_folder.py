@@ -232,10 +232,15 @@ def read_metrics(path: Path) -> list[dict]:
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         for line in lines:  # a sum fails if one of them is missing or no number
-            sum([line["epoch"], line["seconds"], line["lr"], line["train"]["acc"], line["valid"]["acc"]])
+            sum([line["epoch"], line["seconds"], line["lr"], line["train"]["acc"], *valid_accs([line])])
         return lines
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}): restore it or remove it") from error
+
+
+def valid_accs(metrics: list[dict]) -> list[float]:
+    """The validation accuracies, in %, of lines of metrics.jsonl; a run that validates nothing has none."""
+    return [line["valid"]["acc"] for line in metrics if line["valid"] is not None]
 
 
 def append_metrics(path: Path, metrics: dict):
@@ -250,7 +255,7 @@ def record_test(config: Config, test: dict, best_valid_acc: float):
     Args:
         config: of the test.
         test: its metrics, and the M and epoch that they hold for; tests of the same epoch with another M are kept.
-        best_valid_acc: of the run, in %.
+        best_valid_acc: of the run, in %; 0 if it validates nothing.
     """
     path = config.run_dir / "test.json"
     tests = {f"M={test['M']}": test}
@@ -263,7 +268,7 @@ def record_test(config: Config, test: dict, best_valid_acc: float):
             record = {
                 "tests": tests,
                 "best_valid_acc": best_valid_acc,
-                "valid_acc_per_epoch": [epoch["valid"]["acc"] for epoch in epochs],
+                "valid_acc_per_epoch": valid_accs(epochs),
                 "seconds_per_epoch": [epoch["seconds"] for epoch in epochs],
                 "config": config.flat(),
                 "trained_with": read_environment(config.run_dir),

@@ -243,6 +243,7 @@ def curves_figure(metrics: list[dict]) -> Figure:
     epochs = [line["epoch"] for line in metrics]
     figure = new_figure(9, 5.4)
     parts = {"train": {"color": "#0072B2", "linestyle": "--"}, "valid": {"color": "#D55E00"}}
+    parts = {part: style for part, style in parts.items() if metrics[-1][part]}  # a run may validate nothing
     panels = {"error, %": lambda part: 100 - part["acc"], "cross-entropy": lambda part: part["loss_action"],
               "squared error of the baseline": lambda part: part["loss_baseline"]}  # fmt: skip
     grid = figure.subplots(2, 2, sharex=True)
@@ -252,10 +253,11 @@ def curves_figure(metrics: list[dict]) -> Figure:
         ax.set_title(title, fontsize=11)
         ax.set_ylim(0, None)
         ax.legend(frameon=False)
-    best = max(metrics, key=lambda line: line["valid"]["acc"])
-    error = 100 - best["valid"]["acc"]
-    grid[0, 0].plot(best["epoch"], error, color="black", marker="*", markersize=10)
-    grid[0, 0].set_title(f"error, % (validation: {error:.2f} at best, after epoch {best['epoch']})", fontsize=11)
+    if "valid" in parts:
+        best = max(metrics, key=lambda line: line["valid"]["acc"])
+        error = 100 - best["valid"]["acc"]
+        grid[0, 0].plot(best["epoch"], error, color="black", marker="*", markersize=10)
+        grid[0, 0].set_title(f"error, % (validation: {error:.2f} at best, after epoch {best['epoch']})", fontsize=11)
     grid[1, 1].plot(epochs, [line["lr"] for line in metrics], color="#009E73", marker="o", markersize=3)
     grid[1, 1].set_title("learning rate", fontsize=11)
     grid[1, 1].set_ylim(0, None)

@@ -63,16 +63,15 @@ def harmless(report: Callable[..., None]) -> Callable[..., None]:
 def print_epoch(result: EpochResult):
     """The original project's line."""
     train, valid = result.train, result.valid
-    print(
-        f"Epoch {result.epoch}/{result.epochs} - "
-        f"train loss: {train.loss:.3f} - train acc: {train.acc:.3f} - val loss: {valid.loss:.3f} - "
-        f"val acc: {valid.acc:.3f} - val err: {100 - valid.acc:.3f}{' [*]' if result.is_best else ''}",
-        flush=True,
-    )
+    line = f"Epoch {result.epoch}/{result.epochs} - train loss: {train.loss:.3f} - train acc: {train.acc:.3f}"
+    if valid:
+        line += f" - val loss: {valid.loss:.3f} - val acc: {valid.acc:.3f} - val err: {100 - valid.acc:.3f}"
+        line += " [*]" if result.is_best else ""
+    print(line, flush=True)
 
 
 class GlimpseRecorder:
-    """Saves where the model looks in the first validation images, for plot_glimpses.py, and logs it.
+    """Saves where the model looks in the first validation images, if there are any, for plot_glimpses.py, and logs it.
 
     Args:
         config: of the run.
@@ -86,7 +85,7 @@ class GlimpseRecorder:
         self.log = log
 
     def __call__(self, result: EpochResult):
-        if result.epoch % self.config.machine.plot_freq and result.epoch != result.epochs:
+        if not self.loader or (result.epoch % self.config.machine.plot_freq and result.epoch != result.epochs):
             return
         self.model.eval()
         batch = next(iter(self.loader))

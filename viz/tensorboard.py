@@ -15,6 +15,7 @@ from config import FREE, Config, names_marked
 from training.checkpoint import write_whole
 from training.cli import InputError
 from training.progress import EpochResult
+from training.run_folder import valid_accs
 from viz.record import NUM_SAVED, Glimpses
 
 
@@ -65,7 +66,7 @@ class TensorBoardLog:
         """Every loss term, accuracy, learning rate and pace of an epoch."""
         for name in ("lr", "images_per_second", "seconds"):
             self.writer.add_scalar(name, getattr(result, name), result.epoch)
-        for part in ("train", "valid"):
+        for part in ("train", "valid") if result.valid else ("train",):
             for name, value in getattr(result, part)._asdict().items():
                 self.writer.add_scalar(f"{name}/{part}", value, result.epoch)
 
@@ -97,12 +98,12 @@ class TensorBoardLog:
                     for name, value in self.config.flat().items() if name not in names_marked(FREE)}  # fmt: skip
         last = metrics[-1]
         result = {
-            "final/best_valid_acc": max(line["valid"]["acc"] for line in metrics),
-            "final/valid_acc": last["valid"]["acc"],
-            "final/valid_loss": last["valid"]["loss"],
             "final/train_acc": last["train"]["acc"],
             "final/epochs_done": last["epoch"],
         }
+        if last["valid"]:
+            result["final/best_valid_acc"] = max(valid_accs(metrics))
+            result["final/valid_acc"], result["final/valid_loss"] = last["valid"]["acc"], last["valid"]["loss"]
         self.writer.flush()
         for earlier in self.folder.glob("*.hparams"):
             earlier.unlink()
