@@ -50,13 +50,32 @@ def test_a_line_is_of_runs_that_differ_in_their_seed_alone(tmp_path):
                   "tests": {"M=1": {"acc": acc - 0.5}}}  # fmt: skip
         (tmp_path / f"{seed}.json").write_text(json.dumps(record))
     table = results_table(tmp_path)
-    assert "| mnist | 6 | - | 2 | 30 | 1.0 | 2.00 ± 1.41 | **2.50 ± 1.41** | - |" in table
-    other = "| mnist | 6 | `--std=0.2` | 1 | 30 | 1.0 | 10.00 | **10.50** | - |"
+    assert "| mnist | 6 | - | 2 | 30 | 1.0 | 2.00 ± 1.41 | **2.50 ± 1.41** | - | - |" in table
+    other = "| mnist | 6 | `--std=0.2` | 1 | 30 | 1.0 | 10.00 | **10.50** | - | - |"
     assert other in table
     best = results_table(tmp_path, best_of_each_model)
     assert "| mnist | 6 | - | 2 | 30 |" in best and other not in best
     (tmp_path / "3.json").write_text(json.dumps({**record, "config": {**settings, "core": "lstm"}}))
     assert "| mnist | 6 | `--core=lstm --std=0.2" in results_table(tmp_path, best_of_each_model)
+
+
+def test_runs_on_all_images_stand_beside_those_of_the_same_settings(tmp_path):
+    for valid_size, epochs, std, acc in [
+        (0.1, 30, 0.1, 98.0),
+        (0.1, 40, 0.1, 97.0),
+        (0, 30, 0.1, 99.0),
+        (0, 40, 0.2, 96.0),
+    ]:
+        settings = make_config(valid_size=valid_size, epochs=epochs, std=std).flat()
+        record = {"config": settings, "best_valid_acc": acc if valid_size else 0.0, "seconds_per_epoch": [60.0],
+                  "tests": {"M=1": {"acc": acc}}}  # fmt: skip
+        (tmp_path / f"{valid_size}_{epochs}.json").write_text(json.dumps(record))
+    lines = [line for line in results_table(tmp_path).splitlines() if line.startswith("| mnist | 6 | - |")][:2]
+    assert [line.split(" | ")[4:10] for line in lines] == [
+        ["30", "1.0", "2.00", "**2.00**", "-", "1.00"],
+        ["40", "1.0", "3.00", "**3.00**", "-", "-"],
+    ]
+    assert "[2.00](recipes/mnist_best.toml)" in summary_table(tmp_path)  # not one of those on all images
 
 
 @pytest.mark.parametrize(

@@ -69,12 +69,14 @@ ROWS = (
 )  # fmt: skip
 
 
-def read_records(folder: Path) -> dict[tuple[str, int, str], list[dict]]:
-    """The records that tests wrote, by task, glimpses and policy."""
+def read_records(folder: Path, validated: bool = True) -> dict[tuple[str, int, str], list[dict]]:
+    """The records that tests wrote, by task, glimpses and policy, of runs with validation or of those without."""
     records = defaultdict(list)
     for path in sorted(folder.glob("*.json")):
         record = {**json.loads(path.read_text()), "path": path}
         config = record["config"]
+        if bool(config["valid_size"]) != validated:
+            continue
         records[config["task"], config["num_glimpses"], config["policy"]].append(record)
     return records
 
@@ -100,13 +102,14 @@ def results_table(folder: Path, pick=lambda lines: lines) -> str:
         pick: which of the lines of a row are shown, each a list of runs.
     """
     heads = ("task", "glimpses", "flags", "seeds", "epochs", "minutes a run", "validation", "**test, M = 1**",
-             "test, M = 10", "paper, arXiv", "paper, NIPS", "others")  # fmt: skip
+             "test, M = 10", "on all images", "paper, arXiv", "paper, NIPS", "others")  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
-    records = read_records(folder)
+    records, on_all = read_records(folder), read_records(folder, validated=False)
     for row in ROWS:
         published = [number(row.arxiv), number(row.nips), row.others or "-"]
         lines_of_row = pick(alike(records[row.task, row.glimpses, row.policy]))
-        for ours in [numbers(runs) for runs in lines_of_row] or [["-"] * 7]:
+        whole = on_all[row.task, row.glimpses, row.policy]
+        for ours in [numbers(runs, whole) for runs in lines_of_row] or [["-"] * 8]:
             lines.append(f"| {' | '.join([row.task, str(row.glimpses), *ours, *published])} |")
     return "\n".join(lines) + "\n"
 
@@ -247,12 +250,15 @@ def best_of_each_model(lines: list[list[dict]]) -> list[list[dict]]:
     return [runs for runs in lines if runs in best.values()]
 
 
-def numbers(runs: list[dict]) -> list[str]:
-    """What a line says of its runs, which are alike."""
+def numbers(runs: list[dict], on_all: list[dict]) -> list[str]:
+    """What a line says of its runs, which are alike, and of those on all images with the same settings and epochs."""
     flags, epochs, minutes = costs(runs)
     valid = spread(valid_errors(runs))
     single, several = (spread(errors(runs, m)) for m in (1, 10))
-    return [flags, f"{len(runs)}", f"{epochs}", f"{minutes:.1f}", valid, f"**{single}**", several]
+    aside = ASIDE - {"epochs"} | {"valid_size"}
+    alike_on_all = [run for run in on_all if changed(run["config"], aside) == changed(runs[0]["config"], aside)]
+    whole = spread(errors(alike_on_all, 1))
+    return [flags, f"{len(runs)}", f"{epochs}", f"{minutes:.1f}", valid, f"**{single}**", several, whole]
 
 
 def costs(runs: list[dict]) -> tuple[str, int, float]:
