@@ -86,8 +86,8 @@ def get_train_valid_loader(
 def report_folder(data: DataConfig, spec: DataSpec, valid_labels: Tensor):
     """Prints which classes validation lacks, and what a test would stumble over after the training."""
     present = set(valid_labels.tolist())
-    lacking = [name for label, name in enumerate(spec.classes) if label not in present and data.valid_size]
-    if lacking:
+    lacking = [name for label, name in enumerate(spec.classes) if label not in present]
+    if lacking and data.valid_size:
         more = f" and {len(lacking) - MOST_NAMED} more" if len(lacking) > MOST_NAMED else ""
         say(
             f"[!] Validation has no image of {', '.join(lacking[:MOST_NAMED])}{more}: its accuracy says nothing of them"
