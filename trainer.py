@@ -28,7 +28,16 @@ from training.fixed_policies import fixed_locations
 from training.progress import EpochResult, Progress
 from training.run_folder import append_metrics, record_test
 from training.step import GameObjective, Objective, first_not_finite, should_compile
-from utils import Interrupted, StopSignal, Stream, generator_seed, make_generator, random_states, restore_random_states
+from utils import (
+    Interrupted,
+    StopSignal,
+    Stream,
+    generator_seed,
+    keep_freed_memory,
+    make_generator,
+    random_states,
+    restore_random_states,
+)
 
 MOST_IN_TABLE = 20  # classes of which a test prints a line each
 
@@ -57,6 +66,7 @@ class Trainer:
         device: torch.device,
         checkpoint: dict | None = None,
     ):
+        keep_freed_memory()
         self.config = config
         self.device = device
         if config.call.is_train:
