@@ -45,7 +45,9 @@ def draw_canvases(
         """Uniform whole numbers from 0 to high."""
         return torch.randint(high + 1, (count, *shape), device=images.device, generator=generator)[part]
 
-    canvas = torch.zeros(batch, channels, size * size, device=images.device)
+    # Whole numbers either way: int16 takes a processor half as long, and holds the sum of 128 pieces.
+    exact = torch.int16 if images.device.type == "cpu" and num_clutter < 128 else torch.float32
+    canvas = torch.zeros(batch, channels, size * size, dtype=exact, device=images.device)
     if num_clutter:
         rows, columns = min(WINDOW, height), min(WINDOW, width)
         source = draw(len(pool) - 1, num_clutter)[..., None, None]  # (B, num_clutter, 1, 1)
@@ -68,7 +70,7 @@ def _add(canvas: Tensor, pieces: Tensor, tops: Tensor, lefts: Tensor, size: int)
     rows = tops[..., None, None] + _steps(height, pieces)[:, None]
     columns = lefts[..., None, None] + _steps(width, pieces)
     index = (rows * size + columns).flatten(1)[:, None].expand(-1, canvas.shape[1], -1)  # (B, C, K * h * w)
-    canvas.scatter_add_(2, index, pieces.transpose(1, 2).flatten(2).float())
+    canvas.scatter_add_(2, index, pieces.transpose(1, 2).flatten(2).to(canvas.dtype))
 
 
 def _steps(count: int, like: Tensor) -> Tensor:

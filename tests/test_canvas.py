@@ -99,6 +99,12 @@ def test_values_are_added_and_clamped(generator):
     assert canvases.max() == 255
 
 
+@pytest.mark.parametrize("num_clutter", [127, 128, 1000])
+def test_a_pile_of_white_pieces_is_white(num_clutter, generator):
+    white = torch.full((2, 1, 8, 8), 255, dtype=torch.uint8)  # as large as the canvas: all pieces lie on one another
+    assert (draw_canvases(white, white, size=8, num_clutter=num_clutter, generator=generator).images == 255).all()
+
+
 def test_one_seed_repeats_and_two_differ():
     images = torch.randint(0, 256, (9, 3, 12, 10), dtype=torch.uint8)
 
