@@ -78,15 +78,14 @@ class Retina(nn.Module):
         without_table = num_glimpses * sum((self.patch_size * cell) ** 2 + PATCH_COST for cell in self.cells[1:])
         sums = None
         if TABLE_COST * height * width < without_table:
-            # Differences of large sums of real numbers lose digits: double precision where the device has it (Apple's
-            # has not). Sums of bytes may wrap around: their differences are exact modulo 2**16, or 2**32.
+            # Bytes add up exactly. Differences of large sums of real numbers lose digits: double precision where the
+            # device has it (Apple's has not).
             precise = torch.float32 if images.device.type == "mps" else torch.float64
-            if images.dtype == torch.uint8:
-                # ONNX cannot add int16, nor perhaps can every GPU.
-                narrow = images.device.type == "cpu" and not torch.compiler.is_exporting()
-                precise = torch.int16 if narrow and 255 * self.cells[-1] ** 2 < 2**16 else torch.int32
+            whole = torch.int32 if 255 * height * width < 2**31 else torch.int64
+            precise = whole if images.dtype == torch.uint8 else precise
             # A dtype for each sum: compiled, one without it would be of int64, and four times as slow.
-            sums = F.pad(images.cumsum(-1, dtype=precise).cumsum(-2, dtype=precise), (1, 0, 1, 0)).flatten(2)
+            padded = F.pad(images.to(precise), (1, 0, 1, 0))
+            sums = padded.cumsum(-1, dtype=precise).cumsum(-2, dtype=precise).flatten(2)
         return Scene(images.flatten(2), mean, std, sums, height, width)
 
     def look(self, scene: Scene, locations: Tensor) -> Tensor:
@@ -103,13 +102,9 @@ class Retina(nn.Module):
         """The means of the cells of all patches, out of the summed-area table: (B, C, num_patches, g, g)."""
         rows = (rows[:, None, None] + self.corners).clamp(0, scene.height)  # (B, num_patches, g + 1)
         columns = (columns[:, None, None] + self.corners).clamp(0, scene.width)
-        corners = _read(scene.sums, rows, columns, scene.width + 1)
+        means = _read(scene.sums, rows, columns, scene.width + 1).diff(dim=-1).diff(dim=-2) / self.areas
         if scene.pixels.dtype != torch.uint8:
-            return (corners.diff(dim=-1).diff(dim=-2) / self.areas).to(scene.pixels.dtype)
-        means = corners.int().diff(dim=-1).diff(dim=-2)
-        if scene.sums.dtype == torch.int16:
-            means = means & 0xFFFF
-        means = means / self.areas
+            return means.to(scene.pixels.dtype)
         inside = rows.diff(dim=-1)[..., :, None] * columns.diff(dim=-1)[..., None, :] / self.areas  # part of each cell
         return (means - 255 * scene.mean[:, None] * inside[:, None]) / (255 * scene.std[:, None])
 
