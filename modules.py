@@ -102,11 +102,13 @@ class Retina(nn.Module):
         """The means of the cells of all patches, out of the summed-area table: (B, C, num_patches, g, g)."""
         rows = (rows[:, None, None] + self.corners).clamp(0, scene.height)  # (B, num_patches, g + 1)
         columns = (columns[:, None, None] + self.corners).clamp(0, scene.width)
-        means = _read(scene.sums, rows, columns, scene.width + 1).diff(dim=-1).diff(dim=-2) / self.areas
+        sums = _read(scene.sums, rows, columns, scene.width + 1).diff(dim=-1).diff(dim=-2)  # of the cells' pixels
         if scene.pixels.dtype != torch.uint8:
-            return means.to(scene.pixels.dtype)
-        inside = rows.diff(dim=-1)[..., :, None] * columns.diff(dim=-1)[..., None, :] / self.areas  # part of each cell
-        return (means - 255 * scene.mean[:, None] * inside[:, None]) / (255 * scene.std[:, None])
+            return (sums / self.areas).to(scene.pixels.dtype)
+        # The mean is taken off for each pixel of a cell that is inside the image.
+        heights = 255 * scene.mean[:, None] * rows.diff(dim=-1)[:, None, :, :, None]  # (B, C, num_patches, g, 1)
+        widths = columns.diff(dim=-1).float()[:, None, :, None]  # (B, 1, num_patches, 1, g)
+        return sums.float().addcmul(heights, widths, value=-1) / (255 * scene.std[:, None] * self.areas)
 
     def _crop(self, scene: Scene, rows: Tensor, columns: Tensor) -> Tensor:
         """The pixels of the finest patch: (B, C, g, g), 0 outside the image."""
