@@ -13,7 +13,7 @@ from config import make_config
 from trainer import Trainer
 from utils import Stream, make_generator
 
-# From low to high: a file imports only what stands in a lower line. NAME.* is every file of a folder.
+# From low to high: a file imports only what stands in a lower line.
 ORDER = [
     [
         "utils",
@@ -46,8 +46,9 @@ ORDER = [
     ["search.storage"],
     ["search.worker"],
     ["search.report"],
-    ["benchmarks.floor"],
-    ["main", "plot_glimpses", "search.__main__", "tools.*"],
+    ["benchmarks.floor", "tools.published"],
+    ["main", "plot_glimpses", "search.__main__"],
+    ["tools.export", "tools.results_tables", "tools.drawn_digits", "tools.readme_figures"],
     ["benchmarks.throughput", "benchmarks.scaling", "benchmarks.startup"],
     ["benchmarks.time_to_accuracy"],
     ["benchmarks.catch", "benchmarks.onnx_speed", "benchmarks.page_speed"],
@@ -63,7 +64,7 @@ def files() -> dict[str, Path]:
 
 
 def level(module: str) -> int:
-    [found] = [i for i, names in enumerate(ORDER) if module in names or f"{module.split('.')[0]}.*" in names]
+    [found] = [i for i, names in enumerate(ORDER) if module in names]
     return found
 
 

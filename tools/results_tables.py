@@ -3,8 +3,7 @@
     cp ckpt/mine/test.json results/mnist_6_seed1.json    # what tests left in a run's folder
     make tables
 
-A line is the mean over the runs that differ in nothing but their seed. The paper's and others' numbers were published
-by them, or are as quoted by others.
+A line is the mean over the runs that differ in nothing but their seed.
 """
 
 import json
@@ -12,9 +11,9 @@ import statistics
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from config import CallConfig, MachineConfig, Mark, ModelConfig, make_config, names_marked, names_of
+from tools.published import ROWS, Row
 from training.cli import run_command
 
 ROOT = Path(__file__).parents[1]
@@ -30,43 +29,6 @@ NAMED = {
 }
 # What the summary marks, as the paper's model of images differs in it.
 MARKS = {("first_location", "centre"): "c", ("first_location", "learned"): "p", ("core", "lstm"): "l"}
-
-
-class Row(NamedTuple):
-    """An experiment, and what others found in it: test errors in %."""
-
-    task: str
-    glimpses: int
-    policy: str = "learned"
-    arxiv: float | None = None  # the paper's first version on arXiv
-    nips: float | None = None  # the paper as published at NIPS 2014
-    others: str = ""
-
-
-TORCH, TFRAM, ORIGINAL = "Torch blog", "tfRAM", "the original"
-ROWS = (
-    Row("mnist", 2, arxiv=6.27, nips=3.79),
-    Row("mnist", 3, nips=1.51),
-    Row("mnist", 4, arxiv=1.73, nips=1.54),
-    Row("mnist", 5, nips=1.34),
-    Row("mnist", 6, arxiv=1.29, nips=1.12, others=f"{ORIGINAL} 1.21"),
-    Row("mnist", 6, "scan"),
-    Row("mnist", 6, "random"),
-    Row("mnist", 7, nips=1.07, others=f"{TORCH} 0.85"),
-    Row("fashion", 6),
-    Row("translated60", 4, arxiv=2.29, nips=1.54, others=f"{TFRAM} 1.54"),
-    Row("translated60", 6, arxiv=1.86, nips=1.22, others=f"{TFRAM} 1.08"),
-    Row("translated60", 8, arxiv=1.84, nips=1.20, others=f"{TFRAM} 0.94; {TORCH} (7 glimpses) 0.92"),
-    Row("translated60", 8, "oracle"),
-    Row("cluttered60", 4, arxiv=7.1, nips=4.96, others=f"{TFRAM} 5.15"),
-    Row("cluttered60", 6, nips=4.08, others=f"{TFRAM} 3.33"),
-    Row("cluttered60", 8, arxiv=5.23, nips=4.04, others=f"{TFRAM} 2.63"),
-    Row("cluttered60", 8, "random", nips=14.4),
-    Row("cluttered60", 8, "oracle"),
-    Row("cluttered100", 4, arxiv=14.95, nips=9.41, others=f"{TFRAM} 14.86"),
-    Row("cluttered100", 6, arxiv=11.58, nips=8.31, others=f"{TFRAM} 8.3"),
-    Row("cluttered100", 8, arxiv=10.83, others=f"{TFRAM} 5.9"),
-)  # fmt: skip
 
 
 def read_records(folder: Path, validated: bool = True) -> dict[tuple[str, int, str], list[dict]]:
