@@ -147,11 +147,10 @@ def recipe(name: str, title: str, runs: list[dict]) -> str:
     """A recipe that repeats these runs, which differ in their seed alone."""
     config = runs[0]["config"]
     seeds = sorted(run["config"]["random_seed"] for run in runs)
-    minutes = statistics.mean(sum(run["seconds_per_epoch"]) for run in runs) / 60
     lines = [
         f"# {title}.",
         f"# Test error {spread(errors(runs, 1))} % (one rollout an image), validation {spread(valid_errors(runs))} %.",
-        f"# Seeds {', '.join(map(str, seeds))}; {minutes:.0f} minutes a run.",
+        f"# Seeds {', '.join(map(str, seeds))}; {minutes_of(runs):.0f} minutes a run.",
         "#",
         f"#     python main.py --recipe={name}",
         "#",
@@ -226,8 +225,13 @@ def numbers(runs: list[dict], on_all: list[dict]) -> list[str]:
 def costs(runs: list[dict]) -> tuple[str, int, float]:
     """The flags of runs that are alike, as code, their epochs, and the minutes that one took."""
     flags = flags_of(runs[0]["config"])
-    minutes = statistics.mean(sum(run["seconds_per_epoch"]) for run in runs) / 60
-    return f"`{flags}`" if flags else "-", runs[0]["config"]["epochs"], minutes
+    return f"`{flags}`" if flags else "-", runs[0]["config"]["epochs"], minutes_of(runs)
+
+
+def minutes_of(runs: list[dict]) -> float:
+    """The minutes that one of these runs takes, by the median of its epochs: some were halted, or shared their core."""
+    seconds = [run["seconds_per_epoch"] for run in runs]
+    return statistics.mean(statistics.median(each) * len(each) for each in seconds) / 60
 
 
 def valid_errors(runs: list[dict]) -> list[float]:
