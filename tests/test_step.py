@@ -4,6 +4,7 @@ import logging
 import os
 import platform
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -232,7 +233,11 @@ def test_a_compilation_for_a_cpu_misses_no_cuda(monkeypatch, tmp_path):
     assert len(said) == 1
 
 
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library, whose memory is left as it is")
+@pytest.mark.skipif(HUGE_PAGES.exists() and "[always]" in HUGE_PAGES.read_text(), reason="pages of 2 MB fault seldom")
 def test_a_trainer_has_freed_memory_kept_for_the_next_step():
     """Or a block of 40 MB would cost 9,765 page faults each time. In a process whose memory no other test arranged."""
     script = """
