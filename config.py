@@ -191,7 +191,7 @@ class TrainingConfig(Settings):
     std_share: Annotated[float, Bounds("above 0 and at most 1", lambda value: 0 < value <= 1)] = 0.7
     """Fraction of the epochs in which it falls."""
     compile: Literal["auto", "True", "False"] = "auto"
-    """Compile the training step; that takes up to half a minute and then saves a fifth of each step, or more. auto:
+    """Compile the training step; that takes 10 to 70 seconds and then saves a fifth of each step, or more. auto:
     where the run is long enough for that to pay. Unless this is False, a CUDA GPU repeats the step as a CUDA graph."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the training step's matrix products and hidden states; auto: bfloat16 where the processor has

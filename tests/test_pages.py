@@ -120,15 +120,14 @@ def test_the_tests_that_the_pages_name_exist():
     assert [name for name in named if f"def {name}(" not in tests] == []
 
 
-def example() -> str:
-    """The block of Python in docs/pictures.md."""
-    [block] = re.findall(r"```python\n(.*?)```", DOCS[ROOT / "docs/pictures.md"], flags=re.DOTALL)
-    return block
+def example(page: str = "docs/pictures.md") -> str:
+    """The first block of Python in a page."""
+    return re.search(r"```python\n(.*?)```", DOCS[ROOT / page], flags=re.DOTALL)[1]
 
 
-def say(folder: Path) -> str:
-    """What the example prints where folder/models/mnist.pt is."""
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{example()}"]
+def say(folder: Path, page: str = "docs/pictures.md") -> str:
+    """What the example of a page prints in this folder, where that of pictures.md finds models/mnist.pt."""
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{example(page)}"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
@@ -140,6 +139,13 @@ def test_the_example_in_python_works_as_written(run, tmp_path):
     answer = re.fullmatch(r"\[(.*)\] torch.Size\(\[9, 6, 2\]\)\n", say(tmp_path))
     assert {int(digit) for digit in answer[1].split(", ")} <= set(range(10))
     assert len(example().strip().splitlines()) <= 10
+
+
+def test_the_training_in_python_works_as_written(tmp_path):
+    said = say(tmp_path, "docs/extending.md")
+    accuracies = [float(line.split()[1]) for line in said.splitlines() if re.match(r"[12] [\d.]+$", line)]
+    assert len(accuracies) == 2 and accuracies[1] > 30  # a tenth by guessing
+    assert (tmp_path / "ckpt" / "from_python" / "best.pt").exists()
 
 
 @pytest.mark.skipif(not (ROOT / "models" / "mnist.pt").exists(), reason="models/mnist.pt is not there")

@@ -28,7 +28,8 @@ NAMED = {
     "paper": "The paper's training, as far as it is known: MNIST, 6 glimpses, momentum, batches of 20",
 }
 # What the summary marks, as the paper's model of images differs in it.
-MARKS = {("first_location", "centre"): "c", ("first_location", "learned"): "p", ("core", "lstm"): "l"}
+MARKS = {("first_location", "centre"): "c", ("first_location", "learned"): "p", ("core", "lstm"): "l",
+         ("glimpse_hidden", 256): "w"}  # fmt: skip
 
 
 def read_records(folder: Path, validated: bool = True) -> dict[tuple[str, int, str], list[dict]]:
@@ -96,12 +97,12 @@ def summary_table(folder: Path) -> str:
 
 
 def best_cell(row: Row, runs: list[dict]) -> str:
-    """Test error, M = 1, of the line with the lowest validation error, and the paper's; bold unless that is lower."""
+    """Test error, M = 1, of the line with the lowest validation error, and the paper's; bold if that is no lower."""
     best = best_line(runs)
     error = statistics.mean(errors(best, 1))
     published = row.nips or row.arxiv
     cell = f"[{spread(errors(best, 1))}](recipes/{recipe_name(row)}.toml)"
-    cell = cell if published and published < error else f"**{cell}**"
+    cell = f"**{cell}**" if published and error <= published else cell
     marks = "".join(mark for (name, value), mark in MARKS.items() if best[0]["config"][name] == value)
     cell += f"<sup>{marks}</sup>" if marks else ""
     source = "" if row.nips else "arXiv "
@@ -110,10 +111,32 @@ def best_cell(row: Row, runs: list[dict]) -> str:
 
 def own_settings(task: str, records: dict) -> str:
     """Test error, M = 1, and minutes by a task's own settings."""
-    default = make_config(task=task)
-    runs = [run for run in records[task, default.model.num_glimpses, "learned"]
-            if not flags_of(run["config"]) and run["config"]["epochs"] == default.training.epochs]  # fmt: skip
+    runs = by_default(records[task, make_config(task=task).model.num_glimpses, "learned"])
     return f"{spread(errors(runs, 1))} in {costs(runs)[2]:.0f} min" if runs else "-"
+
+
+def by_default(runs: list[dict]) -> list[dict]:
+    """Of the runs of a row, those by the task's own settings of today."""
+    return [run for run in runs
+            if not flags_of(run["config"])
+            and run["config"]["epochs"] == make_config(task=run["config"]["task"]).training.epochs]  # fmt: skip
+
+
+def canvases_table(folder: Path) -> str:
+    """What the canvases' own settings give, beside the paper and the best recipe: Markdown."""
+    heads = ("task", "glimpses", "seeds", "minutes a run", "validation", "**test, M = 1**", "test, M = 10", "paper, arXiv",
+             "paper, NIPS", "best recipe")  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    records = read_records(folder)
+    for row in ROWS:
+        runs = records[row.task, row.glimpses, row.policy]
+        if row.policy == "learned" and make_config(task=row.task).data.canvas_size and runs:
+            own = by_default(runs)
+            _, seeds, _, minutes, valid, single, several, _ = numbers(own, []) if own else ["-"] * 8
+            best = f"[{spread(errors(best_line(runs), 1))}](../recipes/{recipe_name(row)}.toml)"
+            cells = row.task, f"{row.glimpses}", seeds, minutes, valid, single, several, number(row.arxiv), number(row.nips)
+            lines.append(f"| {' | '.join(cells)} | {best} |")
+    return "\n".join(lines) + "\n"
 
 
 def best_line(runs: list[dict]) -> list[dict]:
@@ -167,8 +190,7 @@ def pace_table(folder: Path) -> str:
         "| validation error at or under | runs that reached it | epochs | seconds of training |",
         "|" + " --- |" * 4,
     ]
-    runs = [run for run in read_records(folder)["mnist", 6, "learned"]
-            if not flags_of(run["config"]) and run["config"]["epochs"] == make_config().training.epochs]  # fmt: skip
+    runs = by_default(read_records(folder)["mnist", 6, "learned"])
     for bound in (1.29, 1.12):
         reached = []
         for run in runs:
@@ -268,7 +290,8 @@ def with_table(page: str, name: str, table: str) -> str:
 
 
 def with_tables(pages: dict[str, str], folder: Path) -> dict[str, str]:
-    """The pages with their tables: the best of each row; the best of each model, and the pace; games; every line.
+    """The pages with their tables: the best of each row; the best of each model, the canvases' own settings,
+    and the pace; games; every line.
 
     Args:
         pages: their texts, by the names in PAGES.
@@ -276,7 +299,11 @@ def with_tables(pages: dict[str, str], folder: Path) -> dict[str, str]:
     """
     tables = {
         "README.md": {"summary": summary_table(folder)},
-        "docs/results.md": {"results": results_table(folder, best_of_each_model), "pace": pace_table(folder)},
+        "docs/results.md": {
+            "results": results_table(folder, best_of_each_model),
+            "canvases": canvases_table(folder),
+            "pace": pace_table(folder),
+        },
         "docs/catch.md": {"games": games_table(folder)},
         "results/README.md": {"results": results_table(folder)},
     }
