@@ -149,9 +149,10 @@ class Trainer:
     def finished(self) -> bool:
         """Whether the last epoch is finished, or the one to stop after, or patience has ended; prints how to resume."""
         training, progress = self.config.training, self.progress
+        patience = training.train_patience
         for reached, more in (
             (progress.epoch >= training.epochs, f" --epochs={2 * progress.epoch}"),
-            (progress.epochs_since_best > training.train_patience, f" --train_patience={2 * training.train_patience + 1}"),
+            (progress.epochs_since_best > patience, f" --train_patience={2 * patience + 1}"),
             (0 < self.config.call.stop_after_epoch <= progress.epoch, ""),
         ):
             if reached:

@@ -124,8 +124,8 @@ def by_default(runs: list[dict]) -> list[dict]:
 
 def canvases_table(folder: Path) -> str:
     """What the canvases' own settings give, beside the paper and the best recipe: Markdown."""
-    heads = ("task", "glimpses", "seeds", "minutes a run", "validation", "**test, M = 1**", "test, M = 10", "paper, arXiv",
-             "paper, NIPS", "best recipe")  # fmt: skip
+    heads = ("task", "glimpses", "seeds", "minutes a run", "validation", "**test, M = 1**", "test, M = 10",
+             "paper, arXiv", "paper, NIPS", "best recipe")  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     records = read_records(folder)
     for row in ROWS:
@@ -134,8 +134,8 @@ def canvases_table(folder: Path) -> str:
             own = by_default(runs)
             _, seeds, _, minutes, valid, single, several, _ = numbers(own, []) if own else ["-"] * 8
             best = f"[{spread(errors(best_line(runs), 1))}](../recipes/{recipe_name(row)}.toml)"
-            cells = row.task, f"{row.glimpses}", seeds, minutes, valid, single, several, number(row.arxiv), number(row.nips)
-            lines.append(f"| {' | '.join(cells)} | {best} |")
+            ours, published = (seeds, minutes, valid, single, several), (number(row.arxiv), number(row.nips))
+            lines.append(f"| {' | '.join([row.task, str(row.glimpses), *ours, *published, best])} |")
     return "\n".join(lines) + "\n"
 
 
