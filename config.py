@@ -9,6 +9,7 @@ the other flags override. Imports nothing heavy, so that `--help` answers at onc
 
 import argparse
 import json
+import sys
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Flag, auto
 from pathlib import Path
@@ -295,6 +296,8 @@ class Config:
         require(training, "policy", training.policy != "scan" or model.scan_radius, "another if --scan_radius= is 0")
         require(training, "policy", training.policy != "oracle" or data.canvas_size, "another without a --canvas_size=")
         if data.dataset == "catch":
+            num_valid = int(data.valid_size * data.games_per_epoch)
+            require(data, "games_per_epoch", num_valid, f"more: valid_size={data.valid_size} of them leaves no game")
             require(data, "ball_speed", data.ball_speed <= data.grid_size, "at most grid_size")
             require(data, "paddle_size", data.paddle_size <= data.grid_size, "at most grid_size")
             require(data, "canvas_size", not data.canvas_size, "0 with --task=catch")
@@ -378,6 +381,8 @@ class Config:
         return self.run_dir / "params.json"
 
 
+# Besides the settings of the call, those that say in which folder a run is, and what they must agree with.
+NAMING = ("task", "num_glimpses", "patch_size", "glimpse_scale", "grid_size")
 GROUPS: dict[str, type[Settings]] = {part.name: part.default_factory for part in fields(Config)}
 HINTS = {name: hint for group in GROUPS.values() for name, hint in hints_of(group).items()}
 
@@ -433,21 +438,22 @@ def get_config(argv: list[str] | None = None, saved: Config | None = None) -> Co
     Args:
         argv: flags; None takes those of the process.
         saved: the settings of the run that is resumed or tested; None reads them from its params.json. Those of a
-            --checkpoint= are in the file itself, which the caller reads.
+            --checkpoint=, and of a run without params.json, are in the checkpoint, which the caller reads.
     Raises:
         InputError: a value that is not allowed, or that contradicts the run that is resumed or tested.
         SystemExit: after --help, or a flag that does not exist or does not parse (tyro prints why).
     """
-    config = _parse(_defaults(argv), argv)
-    if config.call.is_train and not config.call.resume:
-        return config
-    if saved is None and not config.call.checkpoint:
-        saved = _read_params(config.params_path)
-    if saved is None:  # the checkpoint's absence, if that is the reason, is reported where it is read
-        return config
-    begun = replace(saved, call=config.call)
-    if config.call.checkpoint:
-        begun = begun.of_this_machine(config)
+    argv = sys.argv[1:] if argv is None else argv
+    defaults = _defaults(argv)
+    asked = _parse(defaults, _only(argv, (*names_of(CallConfig), *NAMING)))  # the others may fit the saved ones alone
+    of_a_run = asked.call.resume or not asked.call.is_train
+    if saved is None and of_a_run and not asked.call.checkpoint:
+        saved = _read_params(asked.params_path)
+    if saved is None or not of_a_run:  # that there is no checkpoint is reported where it is read
+        return _parse(defaults, argv)
+    begun = replace(saved, call=asked.call)
+    if asked.call.checkpoint:
+        begun = begun.of_this_machine(defaults)
     config = _parse(begun, argv)
     free = names_marked(Mark.RESUME if config.call.is_train else Mark.TEST)
     before = begun.flat()
@@ -459,6 +465,16 @@ def get_config(argv: list[str] | None = None, saved: Config | None = None) -> Co
                 f"out{other}"
             )
     return config
+
+
+def _only(argv: list[str], names: tuple[str, ...]) -> list[str]:
+    """The flags of these names, with what follows them."""
+    kept, words = False, []
+    for word in argv:
+        if word.startswith("--"):
+            kept = word[2:].partition("=")[0].replace("-", "_") in names
+        words += [word] * kept
+    return words
 
 
 def _parse(defaults: Config, argv: list[str] | None) -> Config:
@@ -501,9 +517,11 @@ def _read_params(path: Path) -> Config | None:
     if not path.exists():
         return None
     try:
-        return config_of(json.loads(path.read_text()), path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} does not hold a run's settings ({error}): restore it, or train again") from error
+        return make_config(**json.loads(path.read_text()))
+    except (InputError, OSError, ValueError, TypeError, OverflowError) as error:  # no dict, say
+        raise InputError(
+            f"{path} does not hold a run's settings ({error}): remove it, and those in the run's checkpoint are used"
+        ) from error
 
 
 def params_json(config: Config) -> str:

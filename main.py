@@ -41,14 +41,14 @@ def main(config: Config, world: World = ALONE):
         Trainer(config, test_loader, device, checkpoint).test()
         return
 
-    checkpoint = None
+    checkpoint, begun = None, config
     if call.resume:
         checkpoint = load_checkpoint(config.checkpoint_path, to_resume=True)
         config = keep_batch(config, checkpoint, world.size)
     with world.main_first():
         loaders = get_train_valid_loader(config.data, seed, device, world, checkpoint, call.accept_changes)
     trainer = Trainer(config, loaders, device, checkpoint)
-    with world.main_only(open_run(config, device, trainer.progress.epoch, trainer.progress.step)):
+    with world.main_only(open_run(begun, device, trainer.progress.epoch, trainer.progress.step)):
         if call.show_sample and world.is_main:
             save_samples(loaders[0], config.run_plots / "samples.png")
         with open_reports(config, trainer) as reports:
@@ -56,13 +56,15 @@ def main(config: Config, world: World = ALONE):
 
 
 def configure(argv: list[str] | None) -> Config:
-    """The settings of a call; those of a --checkpoint= are read from the file itself.
+    """The settings of a call; those of a --checkpoint=, and of a run without params.json, are read from the checkpoint.
 
     Raises:
         InputError, SystemExit: as `get_config`.
     """
     config = get_config(argv)
-    if not config.call.checkpoint:
+    of_a_run = config.call.resume or not config.call.is_train
+    known = config.params_path.exists() and not config.call.checkpoint
+    if known or not of_a_run:
         return config
     from training.checkpoint import load_checkpoint
 

@@ -275,8 +275,22 @@ class RecurrentAttention(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "RecurrentAttention":
-        """The model of a checkpoint, in evaluation mode. Nothing in the file is run."""
-        return cls.of(torch.load(path, map_location="cpu", weights_only=True)).to(device).eval()
+        """The model of a checkpoint, in evaluation mode. Nothing in the file is run.
+
+        Warns if no policy was learned: the model was trained on paths that are not in it.
+
+        Raises:
+            OSError, pickle.UnpicklingError, KeyError, ValueError, or another error: the file is no checkpoint, whole.
+        """
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        policy = checkpoint["config"].get("policy", "learned")
+        if policy != "learned":
+            warnings.warn(
+                f"{path} was trained with --policy={policy}: give its paths (B, T, 2) as locations, or it looks where "
+                f"an untrained location network says",
+                stacklevel=2,
+            )
+        return cls.of(checkpoint).to(device).eval()
 
     @classmethod
     def of(cls, checkpoint: dict) -> "RecurrentAttention":
@@ -288,7 +302,8 @@ class RecurrentAttention(nn.Module):
         sizes, weights = checkpoint["model_args"], checkpoint["model_state"]
         # A small file may name the sizes of a model larger than any machine: nothing is made before they fit.
         held = sum(weight.numel() for weight in weights.values() if weight.is_contiguous())
-        fits = all(size <= held for size in sizes.values() if isinstance(size, int))
+        others = ("glimpse_scale", "num_glimpses")  # no weight has their size
+        fits = all(size <= held for name, size in sizes.items() if isinstance(size, int) and name not in others)
         if fits:
             with torch.device("meta"):  # where nothing takes memory
                 shapes = {name: weight.shape for name, weight in cls(**sizes).state_dict().items()}

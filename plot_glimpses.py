@@ -9,6 +9,7 @@
 --out=NAME.mp4 needs ffmpeg; a GIF, PNG or HTML page needs nothing more than the requirements.
 """
 
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class PlotConfig(Settings):
     out: PathText = ""
     """File to write: .gif, .mp4, .html, a page that plays them, or .png, a sheet of all glimpses; empty: a GIF in the
     run's plot_dir, or none for a folder of pictures, or with csv=True."""
-    fps: Annotated[float, Bounds("above 0 and at most 50", lambda value: 0 < value <= 50)] = 1.5
+    fps: Annotated[float, Bounds("from 0.01 to 50", lambda value: 0.01 <= value <= 50)] = 1.5
     """Glimpses a second."""
 
     def __post_init__(self):
@@ -90,7 +91,7 @@ class PlotConfig(Settings):
     @property
     def images(self) -> tuple[str, ...]:
         """What --image names."""
-        return tuple(name for names in self.image for name in names)
+        return tuple(os.path.expanduser(name) for names in self.image for name in names)
 
 
 def main(config: PlotConfig) -> list[Path]:
@@ -119,7 +120,7 @@ def draw(config: PlotConfig) -> list[Path]:
     if config.checkpoint:
         source = open_checkpoint(config.checkpoint, config.data_dir or "./data")
         folder, stem = plots_of(config, source.config), Path(config.checkpoint).stem
-        is_game = source.config.data.task == "catch"
+        is_game = source.config.data.dataset == "catch"
         if config.averages and is_game:
             return [save_picture(folder / f"{stem}_gaze.png", png(gaze_figure(play_all(source))))]
         if config.averages:

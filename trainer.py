@@ -246,6 +246,8 @@ class Trainer:
     def compile(self):
         """Compiles the step, if that is wanted or pays, and captures it whole, if it can be."""
         training, device = self.config.training, self.device
+        if self.train_loader.num_images < self.train_loader.batch_size:
+            return  # no batch is full
         self.model.train()
         captures = can_capture(device) and training.compile != "False" and self.world is ALONE
         captures = captures and self.train_loader.in_memory

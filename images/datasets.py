@@ -237,7 +237,7 @@ def list_halves(data_dir: Path, train: bool) -> list[Listing]:
 
 
 def check_classes(listing: Listing, known: list[str]):
-    """Raises InputError if there are images of a class that training lacks."""
+    """Raises InputError if there are images of a class that is not among those trained on."""
     unknown = sorted(set(listing.classes) - set(known))
     if unknown:
-        raise InputError(f"{listing.root} has classes that the training images lack: {', '.join(unknown)}")
+        raise InputError(f"{listing.root} has classes that the model was not trained on: {', '.join(unknown)}")

@@ -165,13 +165,18 @@ class Decoder(Dataset):
 
 def opaque(image: Image.Image) -> Image.Image:
     """The image on a white background, with 8 bits a channel."""
-    if image.mode.startswith("I;16"):  # which convert would cut off at 255
-        pixels, transparent = np.asarray(image), image.info.get("transparency", -1)
-        return Image.fromarray(np.where(pixels == transparent, 255, pixels >> 8).astype(np.uint8))
+    if image.mode.startswith("I;16"):
+        return sixteen_to_eight(image)
     if not image.has_transparency_data:
         return image
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
+
+
+def sixteen_to_eight(image: Image.Image) -> Image.Image:
+    """The upper 8 of 16 bits, on white; convert would cut off at 255."""
+    pixels, transparent = np.asarray(image), image.info.get("transparency", -1)
+    return Image.fromarray(np.where(pixels == transparent, 255, pixels >> 8).astype(np.uint8))
 
 
 class DecoderPool:

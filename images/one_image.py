@@ -18,13 +18,15 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from images.folder import FORMATS, sixteen_to_eight
+from images.listing import ENDINGS
 from training.cli import InputError
 
 Fit = Literal["auto", "ink", "pad", "stretch", "none"]
 Invert = Literal["auto", "True", "False"]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # others may start a program
+ENDINGS_OF_ONE = (*ENDINGS, ".gif")
+FORMATS_OF_ONE = (*FORMATS, "GIF")
 LARGEST = 100_000_000  # pixels of a picture that is read; a damaged header may claim any number
 WORKING = 400  # pixels of the longer side at which ink is looked for
 DIGIT = 28  # pixels of MNIST's images
@@ -67,12 +69,16 @@ def read_picture(source: str | Path | bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is read all the same
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            # Not opened by its name; see `images.folder.open_image`.
+            file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115
+            with file, Image.open(file, formats=FORMATS_OF_ONE) as image:
                 if image.width * image.height > LARGEST:
                     raise InputError(f"has {image.width} x {image.height} pixels, more than {LARGEST:,}: reduce it")
                 return _plain(ImageOps.exif_transpose(image))
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InputError("is no file: name one that exists") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"has more than {LARGEST:,} pixels: reduce it") from error
     except UnidentifiedImageError as error:
         raise InputError("is no image of a kind that can be read: name a PNG or a JPEG, say") from error
     except InputError:
@@ -84,9 +90,11 @@ def read_picture(source: str | Path | bytes) -> Image.Image:
 
 def _plain(image: Image.Image) -> Image.Image:
     """Any mode as L or RGB. What is transparent becomes white under dark ink and black under light ink."""
-    if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits, which convert would cut off at 255
+    if image.mode.startswith("I;16"):
+        return sixteen_to_eight(image)
+    if image.mode in ("I", "F"):  # 32 bits, which convert would cut off at 255
         values = np.asarray(image, dtype=np.float32)
-        low, high = (0, 65535) if image.mode.startswith("I;16") else (values.min(), values.max())
+        low, high = values.min(), values.max()
         return Image.fromarray(np.uint8(255 * (values - low) / max(high - low, 1e-6)))
     if image.has_transparency_data:
         image = image.convert("RGBA")

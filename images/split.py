@@ -46,6 +46,10 @@ def split(
     else:  # the recorded data sets; and a folder, as earlier versions split it
         order = in_order(len(labels))
         valid = order[: int(data.valid_size * len(labels))]
+    if begun and names and len(valid) == 0:
+        raise InputError(
+            "none of the images that validated before is there any more: restore some, or train another run"
+        )
     if not 0 < len(valid) < len(labels):
         raise InputError(
             f"valid_size={data.valid_size} of {len(labels)} images leaves none to train on or to validate on"

@@ -212,6 +212,10 @@ def test_a_gaze_that_is_not_learned(run, policy):
         (["--paddle_size=30"], "paddle_size=30 is not allowed"),
         (["--canvas_size=60"], "canvas_size=60 is not allowed"),
         (["--M=10"], "M=10 is not allowed"),
+        (
+            ["--games_per_epoch=7"],
+            "games_per_epoch=7 is not allowed: it must be more: valid_size=0.125 of them leaves no",
+        ),
         (["--first_location=learned"], "first_location=learned is not allowed: it must be random or centre"),
     ],
 )
@@ -233,6 +237,15 @@ def test_games_are_drawn_and_their_gaze_over_the_test_set(run, tmp_path):
     assert chosen.name == "games.png" and gaze.name == "best_gaze.png"
     with pytest.raises(InputError, match="a game has no class"):
         plot(PlotConfig(checkpoint=best, label="left"))
+
+
+def test_games_under_the_settings_of_another_task_are_drawn(run, tmp_path):
+    small = ["--dataset=catch", "--grid_size=6", "--num_glimpses=5", "--games_per_epoch=64", "--run_name=other"]
+    config = run("--task=mnist", *small, "--epochs=1")
+    best = str(config.run_dir / "best.pt")
+    for averages in (False, True):
+        [picture] = plot(PlotConfig(checkpoint=best, plot_dir=str(tmp_path / "pictures"), averages=averages))
+        assert picture.exists()
     with pytest.raises(InputError, match="not among the 10000 games"):
         plot(PlotConfig(checkpoint=best, indices="10000"))
 

@@ -107,7 +107,7 @@ def test_accepted_changes_bring_no_new_class(folder, flags, trained):
     noise(folder / "train" / "c" / "1.png", 5)
     with pytest.raises(InputError, match=r"train/c has 1 images, not 0"):
         main(get_config([*flags, "--resume=True", "--epochs=2"]))
-    with pytest.raises(InputError, match=r"classes that the training images lack: c"):
+    with pytest.raises(InputError, match=r"classes that the model was not trained on: c"):
         main(get_config([*flags, "--resume=True", "--accept_changes=True", "--epochs=2"]))
 
 

@@ -193,3 +193,12 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch, tmp_path)
         with pytest.raises(InputError, match=r"not installed: pip install -r requirements-onnx.txt"):
             main(Export(checkpoint=str(ROOT / "models" / "mnist.pt"), **{field: str(tmp_path / "a")}))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_a_learned_policy_is_not_exported_and_loading_it_warns(run, tmp_path):
+    best = run("--epochs=1", "--policy=scan").run_dir / "best.pt"
+    for name in ("onnx", "safetensors"):
+        with pytest.raises(InputError, match="was trained with --policy=scan"):
+            main(Export(checkpoint=str(best), **{name: str(tmp_path / name)}))
+    with pytest.warns(UserWarning, match="was trained with --policy=scan"):
+        RecurrentAttention.load(best)

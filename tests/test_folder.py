@@ -205,7 +205,7 @@ def test_an_image_too_large_to_be_opened_safely_is_named(folder, monkeypatch):
 def test_a_class_in_test_that_train_lacks_is_named(folder):
     spec = loaders_of(config_of(folder))[0].spec
     shutil.copytree(folder / "test" / "blue", folder / "test" / "violet")
-    with pytest.raises(InputError, match="classes that the training images lack: violet"):
+    with pytest.raises(InputError, match="classes that the model was not trained on: violet"):
         loader_for_test(config_of(folder), spec)
 
 

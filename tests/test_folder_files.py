@@ -91,7 +91,7 @@ def test_val_validates_if_it_is_there(plain, capsys):
     assert f"[*] {plain / 'val'}: 1 class: b 3" in printed
     assert "[!] Validation has no image of a: " in printed
     put(plain / "val" / "c" / "1.png", noise(6, 9))
-    with pytest.raises(InputError, match="val has classes that the training images lack: c"):
+    with pytest.raises(InputError, match="val has classes that the model was not trained on: c"):
         loaders_of(folder_config(plain))
 
 

@@ -1,5 +1,6 @@
 """The commands as a user types them: what goes wrong ends with one line and a non-zero exit, and loses nothing."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 from helpers import ROOT, assert_one_line, command, contents
 
 import main
+from training.cli import Settings, run_command
 
 
 def ram(*flags: str) -> subprocess.CompletedProcess:
@@ -139,3 +141,17 @@ def test_train_resume_and_test_on_real_mnist(flags, mnist_dir):
     tested = ram(*[flag for flag in common if "_dir=" in flag], "--num_glimpses=3", "--is_train=False").stdout
     correct = int(re.search(r"Test Acc: (\d+)/10000", tested).group(1))
     assert correct > 1500  # chance is 1,000
+
+
+def test_ctrl_c_ends_every_command_with_a_line(capsys):
+    @dataclasses.dataclass(frozen=True)
+    class Nothing(Settings):
+        """No settings."""
+
+    def interrupted(config: Nothing):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr("sys.argv", ["tool"])
+        run_command(interrupted, Nothing, prog="tool")
+    assert ended.value.code == 130 and capsys.readouterr().err == "tool: interrupted\n"

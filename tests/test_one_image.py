@@ -5,9 +5,10 @@ import io
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, seven
+from helpers import ROOT, put, seven
 from PIL import Image
 
+from images.folder import Decoder
 from images.one_image import MNIST, Kind, fit_picture, is_dark_on_light, pen_width, read_picture
 from training.cli import InputError
 
@@ -190,3 +191,29 @@ def test_the_ink_is_dark_whatever_its_part_of_the_paper():
 
 
 # The command.
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_tiff_that_is_to_be_turned_is_read_as_every_other_picture(compression, tmp_path):
+    upright = seven()
+    path = tmp_path / "seven.tif"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it by 90 degrees to see it upright
+    upright.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif, compression=compression)
+    assert np.array_equal(np.asarray(read_picture(path)), np.asarray(upright))
+    assert np.array_equal(np.asarray(read_picture(path.read_bytes())), np.asarray(upright))
+
+
+@pytest.mark.parametrize("side", [11_000, 15_000])
+def test_a_picture_of_too_many_pixels_is_to_be_reduced(side, tmp_path):
+    path = tmp_path / "large.png"
+    Image.new("1", (side, side)).save(path)
+    with pytest.raises(InputError, match=r"more than 100,000,000.*: reduce it"):
+        read_picture(path)
+
+
+def test_sixteen_bits_become_eight_as_in_a_folder(tmp_path):
+    path = tmp_path / "deep.png"
+    put(path, (np.arange(4096, dtype=np.uint16) * 16).reshape(64, 64))
+    decoded = Decoder(1, (64, 64)).decode(str(path))[0].numpy()
+    assert np.array_equal(np.asarray(read_picture(path)), decoded)

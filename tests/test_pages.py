@@ -20,7 +20,18 @@ from plot_glimpses import PlotConfig
 from search.options import SearchConfig
 from tools.drawn_digits import DrawnDigits
 from tools.export import Export
-from tools.results_tables import PAGES, best_of_each_model, recipes, results_table, summary_table, with_tables
+from tools.results_tables import (
+    PAGES,
+    TablesConfig,
+    best_of_each_model,
+    recipes,
+    results_table,
+    summary_table,
+    with_table,
+    with_tables,
+)
+from tools.results_tables import main as write_tables
+from training.cli import InputError
 from viz.page import PageConfig
 
 DOCS = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
@@ -166,3 +177,14 @@ def test_every_tag_it_names_is_logged_and_every_logged_one_is_named(run):
     assert all(
         any(tag in (word, f"{word}/train", f"{word}/valid") for tag in logged) for word in words if word[0] != "/"
     )
+
+
+def test_a_folder_without_records_and_a_damaged_record_change_no_page(tmp_path):
+    with pytest.raises(InputError, match="holds no records"):
+        write_tables(TablesConfig(str(tmp_path)))
+    for text in ("{}", '{"tests'):
+        (tmp_path / "mine.json").write_text(text)
+        with pytest.raises(InputError, match="is no record of a run"):
+            write_tables(TablesConfig(str(tmp_path)))
+    with pytest.raises(ValueError, match="lacks the marks of its table"):
+        with_table("no marks", "summary", "| a |")

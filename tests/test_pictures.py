@@ -2,6 +2,7 @@
 
 import csv
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,3 +175,20 @@ def test_the_player_is_one_file_that_loads_nothing():
     page = player(frames, fps=2).decode()
     assert page.count("iVBOR") == 2 and 'max="2"' in page and "FRAMES" not in page
     assert "http" not in page and "src=" not in page
+
+
+def test_a_folder_holds_images_alone_and_the_tilde_is_home(tmp_path, monkeypatch):
+    for name in ("a.jfif", "b.PNG", "c.gif"):
+        seven().convert("L").save(tmp_path / name, format="PNG")
+    (tmp_path / "._a.png").write_bytes(b"a Mac's note")
+    (tmp_path / "d.png").mkdir()
+    assert [Path(path).name for path in files_of((str(tmp_path),))] == ["a.jfif", "b.PNG", "c.gif"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert PlotConfig(checkpoint="x.pt", image=(("~/a.jfif",),)).images == (str(tmp_path / "a.jfif"),)
+
+
+def test_standard_input_that_is_closed_is_said():
+    closed = "import sys; sys.stdin.close(); sys.stdin = None; sys.argv = ['plot_glimpses.py', *sys.argv[1:]]; "
+    call = "import runpy; runpy.run_path('plot_glimpses.py', run_name='__main__')"
+    result = command("-c", closed + call, f"--checkpoint={SHIPPED}", "--image=-")
+    assert_one_line(result, "is standard input, which is closed")

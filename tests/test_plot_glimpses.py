@@ -269,6 +269,7 @@ def test_an_epoch_that_was_not_saved_names_those_that_were(tmp_path, glimpses):
         {"out": "a.jpg"},
         {"num_images": 0},
         {"fps": 0.0},
+        {"fps": 0.004},
         {"indices": "1,x"},
         {"epoch": 3, "checkpoint": "best.pt"},
         {"averages": True},

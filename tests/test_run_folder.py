@@ -1,7 +1,10 @@
 """A run's folders: who may write to them, what --overwrite deletes, and one command that begins or continues."""
 
 import errno
+import json
+import multiprocessing
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -10,8 +13,8 @@ from helpers import contents, metrics_of
 
 import main
 import training.run_folder
-from config import get_config, make_config
-from training.checkpoint import load_checkpoint
+from config import config_of, get_config, make_config
+from training.checkpoint import load_checkpoint, write_whole
 from training.cli import InputError
 from training.run_folder import locked
 
@@ -45,6 +48,95 @@ def test_a_damaged_last_pt_beside_a_whole_best_pt_names_the_command_that_continu
     last.write_bytes(b"")
     assert main.run([*flags, "--resume=True"]) == 1
     assert "rm " not in capsys.readouterr().err
+
+
+def test_a_run_without_params_json_has_the_settings_of_its_checkpoint(run, flags, capsys):
+    more = [
+        "--std=0.3",
+        "--reward=correct",
+        "--optimizer=adam",
+        "--patch_size=10",
+        "--random_seed=7",
+        "--run_name=mine",
+    ]
+    config = run("--epochs=1", *more)
+    run("--run_name=mine", "--is_train=False")
+    tested = capsys.readouterr().out.splitlines()[-1]
+    config.params_path.unlink()
+    named = [*flags, "--run_name=mine"]
+    assert main.run([*named, "--is_train=False"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == tested
+    assert main.run([*named, "--resume=True", "--std=0.1"]) == 1
+    assert "std=0.1 contradicts" in capsys.readouterr().err
+    assert main.run([*named, "--resume=True", "--epochs=2"]) == 0
+    assert config_of(load_checkpoint(config.run_dir / "last.pt")["config"], "last.pt").training.random_seed == 7
+    assert get_config([*named, "--is_train=False"]).training == config.replace(epochs=2, is_train=False).training
+
+
+def test_flags_are_checked_against_the_settings_of_the_run_not_of_its_task(run, flags):
+    run("--epochs=1", "--canvas_size=32", "--num_clutter=2")
+    assert get_config([*flags, "--is_train=False", "--num_clutter=2"]).data.canvas_size == 32
+    assert get_config([*flags, "--resume", "--num_clutter", "2", "--epochs", "2"]).training.epochs == 2
+
+
+def test_overwriting_deletes_nothing_of_the_users(run, tmp_path):
+    config = run("--epochs=1", "--use_tensorboard")  # which claims its folders
+    mine = [config.run_plots / "thesis.txt", config.run_logs / "notes.md"]
+    before = [tmp_path / "before" / config.name / name for name in ("thesis.txt", "picture.png")]
+    for path in [*mine, *before]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    (config.run_plots / "glimpses_9.npz").write_text("")
+    run("--epochs=1", "--use_tensorboard", "--overwrite")
+    assert all(path.read_text() == "mine" for path in mine)
+    assert not (config.run_plots / "glimpses_9.npz").exists()
+    run("--epochs=1", "--overwrite", f"--plot_dir={tmp_path / 'before'}")  # never a run's until now
+    assert all(path.read_text() == "mine" for path in before)
+
+
+def test_damaged_metrics_stop_a_resume_before_it_trains(run, flags, capsys):
+    config = run("--epochs=1")
+    with open(config.run_dir / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 2, "tra')
+    capsys.readouterr()
+    assert main.run([*flags, "--resume", "--epochs=2"]) == 1
+    printed = capsys.readouterr()
+    assert "metrics.jsonl is damaged" in printed.err and "Train on" not in printed.out
+
+
+def test_what_a_killed_process_was_writing_is_removed_by_the_resume(run):
+    config = run("--epochs=1")
+    stale = config.run_dir / "last.pt.0123abcd.tmp"
+    stale.write_text("half a check")
+    run("--resume", "--epochs=2")
+    assert not stale.exists()
+
+
+def test_names_with_brackets_stay_as_they_are_in_test_json(run, plain):
+    (plain / "train" / "a").rename(plain / "train" / "[a   b]")
+    (plain / "test" / "a").rename(plain / "test" / "[a   b]")
+    more = ["--task=folder", f"--data_dir={plain}", "--patch_size=4", "--num_workers=0", "--batch_size=8"]
+    run(*more, "--epochs=1")
+    config = run(*more, "--is_train=False")
+    text = (config.run_dir / "test.json").read_text()
+    assert json.loads(text)["tests"]["M=1"]["classes"] == ["[a   b]", "b"]
+    assert re.search(r"\[\d+, \d+\]", text)  # a row of the confusion
+
+
+def write_forty_times(path: Path):
+    for _ in range(40):
+        write_whole(path, b"x" * 100_000)
+
+
+def test_two_processes_that_write_one_file_leave_it_whole(tmp_path):
+    children = [multiprocessing.Process(target=write_forty_times, args=(tmp_path / "a.gif",)) for _ in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]
+    assert (tmp_path / "a.gif").stat().st_size == 100_000
 
 
 def test_flags_that_may_be_true_need_no_value():

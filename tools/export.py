@@ -67,10 +67,15 @@ def main(args: Export) -> list[Path]:
     checkpoint = load_checkpoint(source)
     if not (args.onnx or args.safetensors):
         return [write_model(checkpoint, source, args)]
-    written = []
+    written, config = [], config_of(checkpoint["config"], source)
+    if config.training.policy != "learned":
+        raise InputError(
+            f"{source} was trained with --policy={config.training.policy}, which is in none of these files, and would "
+            "look elsewhere: leave --onnx= and --safetensors= out"
+        )
     if args.safetensors:
         written.append((Path(args.safetensors), safetensors_of(checkpoint)))
-    if args.onnx and config_of(checkpoint["config"], source).data.dataset == "catch":
+    if args.onnx and config.data.dataset == "catch":
         raise InputError(f"{source} plays a game, which ONNX has no frames of: leave --onnx= out")
     if args.onnx:
         written.append((Path(args.onnx), onnx_of(model_of(checkpoint, source), checkpoint["data"])))
@@ -105,7 +110,11 @@ def needed_packages():
 
 
 def safetensors_of(checkpoint: dict) -> bytes:
-    """The weights of a checkpoint, with what builds the model as the file's metadata."""
+    """The weights of a checkpoint, with what builds the model as the file's metadata.
+
+    Raises:
+        InputError: a package is missing.
+    """
     with needed_packages():
         from safetensors.torch import save
     # What is no tensor is text in this format.
@@ -122,6 +131,8 @@ def onnx_of(model: "RecurrentAttention", data: dict) -> bytes:
     Args:
         model: in evaluation mode or not.
         data: the checkpoint's; see `images.batches.DataSpec`.
+    Raises:
+        InputError: a package is missing.
     """
     import torch
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from config import CallConfig, MachineConfig, Mark, ModelConfig, make_config, names_marked, names_of
 from tools.published import ROWS, Row
-from training.cli import run_command
+from training.cli import InputError, PathText, Settings, run_command
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- {}: written by tools/results_tables.py -->\n", "<!-- end of {} -->"
@@ -36,8 +36,11 @@ def read_records(folder: Path, validated: bool = True) -> dict[tuple[str, int, s
     """The records that tests wrote, by task, glimpses and policy, of runs with validation or of those without."""
     records = defaultdict(list)
     for path in sorted(folder.glob("*.json")):
-        record = {**json.loads(path.read_text()), "path": path}
-        config = record["config"]
+        try:
+            record = {**json.loads(path.read_text()), "path": path}
+            config = record["config"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is no record of a run ({error}): restore or remove it") from error
         if bool(config["valid_size"]) != validated:
             continue
         records[config["task"], config["num_glimpses"], config["policy"]].append(record)
@@ -283,8 +286,10 @@ def spread(values: list[float]) -> str:
 
 
 def with_table(page: str, name: str, table: str) -> str:
-    """The page with this table in its place."""
+    """The page with this table in its place; raises ValueError if the page has none."""
     begin, end = BEGIN.format(name), END.format(name)
+    if begin not in page or end not in page:
+        raise ValueError(f"a page lacks the marks of its table {name}")
     head, _, rest = page.partition(begin)
     return head + begin + table + end + rest.partition(end)[2]
 
@@ -317,15 +322,22 @@ PAGES = ("README.md", "docs/results.md", "docs/catch.md", "results/README.md")
 
 
 @dataclass(frozen=True)
-class TablesConfig:
+class TablesConfig(Settings):
     """Writes the tables of README, docs and results, and the recipes, from the recorded runs."""
 
-    folder: str = str(ROOT / "results")
+    folder: PathText = str(ROOT / "results")
     """Folder of the records."""
 
 
 def main(config: TablesConfig):
+    """Writes them.
+
+    Raises:
+        InputError: the folder holds no records, or a file that is none.
+    """
     folder = Path(config.folder)
+    if not read_records(folder):
+        raise InputError(f"{folder} holds no records: name the folder of runs' test.json files")
     for name, text in recipes(folder).items():
         (ROOT / "recipes" / f"{name}.toml").write_text(text)
     for page, text in with_tables({page: (ROOT / page).read_text() for page in PAGES}, folder).items():

@@ -9,6 +9,7 @@ A checkpoint is a flat dict. Opening one runs nothing in it.
 import contextlib
 import io
 import os
+import secrets
 import shlex
 import zipfile
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from model import RecurrentAttention
 from training.cli import InputError
 
+TEMPORARY = ".tmp"  # ends the names of files that are being written
 FORMAT = 2  # of checkpoints; a newer one is rejected
 MODEL_KEYS = {
     "format": int,
@@ -129,7 +131,7 @@ def write_whole(path: Path, content: bytes):
     Raises:
         InputError: the disk is full, or cannot be written; the old file stands.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")  # another process may write it, too
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -147,6 +149,6 @@ def write_whole(path: Path, content: bytes):
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise InputError(
-            f"cannot write {path} ({error.strerror or error}): fix that, then continue with --resume=True; "
-            f"what was saved before is still there"
+            f"cannot write {path} ({error.strerror or error}); what was saved before is still there: fix that, then "
+            f"repeat the command, of a training with --resume=True"
         ) from error

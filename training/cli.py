@@ -239,6 +239,9 @@ def run_command(main: Callable[[T], object], settings: type[T], prog: str):
             main(config)
     except InputError as error:
         sys.exit(printable(f"{prog}: {error}"))
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def read_toml(path: Path) -> dict:

@@ -37,7 +37,7 @@ class Progress:
         return {**vars(self), "meter": self.meter.state_dict()}
 
     def load_state_dict(self, state: dict, device: torch.device):
-        """Raises ValueError, or KeyError, if the state is not of a run."""
+        """Raises ValueError, KeyError or TypeError if the state is not of a run."""
         for name in vars(self).keys() - {"meter"}:
             setattr(self, name, state[name])
             if not state[name] >= 0:

@@ -22,7 +22,7 @@ from typing import TextIO
 import torch
 
 from config import Config, params_json
-from training.checkpoint import load_checkpoint, write_whole
+from training.checkpoint import TEMPORARY, load_checkpoint, write_whole
 from training.cli import InputError, say
 from utils import describe_device, matmul_dtype
 
@@ -33,7 +33,7 @@ except ModuleNotFoundError:  # Windows
     import msvcrt
 
 OWNER = ".run"  # in a run's plots and logs: the way from there to the run's folder
-KEPT = ("lock", "test.lock", OWNER)
+PLOTS, LOG = (".npz", ".png", ".gif", ".mp4", ".html"), "events.out.tfevents"  # what a run leaves there
 
 
 @contextlib.contextmanager
@@ -44,27 +44,31 @@ def open_run(config: Config, device: torch.device, epoch: int, step: int) -> Ite
         epoch, step: of the checkpoint that is resumed, which was read before.
     Raises:
         InputError: another process trains there, or has trained since; it holds another run, and neither resume nor
-            overwrite is set; or a folder cannot be written, or holds the plots or logs of another run.
+            overwrite is set; its metrics are damaged; or a folder cannot be written, or holds the plots or logs of
+            another run.
     """
     call = config.call
     check_folder(config.run_dir, "ckpt_dir")
     with locked(config.run_dir / "lock", wait=False):
-        held = config.holds_run
-        if held and not (call.resume or call.overwrite):
+        if config.holds_run and not (call.resume or call.overwrite):
             raise InputError(
                 f"{config.run_dir} holds a run already: --resume=True continues it, --run_name=NAME trains another, "
                 f"--overwrite=True deletes it"
             )
         if call.resume:
             check_latest(config.checkpoint_path, epoch, step)
+            read_metrics(config.run_dir / "metrics.jsonl")  # a damaged one would stop the first epoch at its end
+        owners = {folder: owner_of(folder) for folder in (config.run_logs, config.run_plots)}
+        for stale in config.run_dir.glob(f"*{TEMPORARY}"):  # of a process that was killed
+            stale.unlink()
         claim(config.run_plots, "plot_dir", config.run_dir)
         if config.machine.use_tensorboard or config.machine.wandb:
             claim(config.run_logs, "logs_dir", config.run_dir)
         if call.overwrite and not call.resume:
             for name in ("last.pt", "best.pt", "metrics.jsonl", "test.json"):
                 (config.run_dir / name).unlink(missing_ok=True)
-            for folder in (config.run_logs, config.run_plots):
-                if owner_of(folder) in (config.run_dir.resolve(), *[None] * held):
+            for folder, owner in owners.items():
+                if owner == config.run_dir.resolve():
                     empty(folder)
         if not call.resume:
             precision = str(matmul_dtype(config.training.precision, device)).removeprefix("torch.")
@@ -158,9 +162,9 @@ def owner_of(folder: Path) -> Path | None:
 
 
 def empty(folder: Path):
-    """Deletes the files of a run in a folder, but no lock, which may be held, and no folder, which may be a run's."""
+    """Deletes the plots and logs of a run in its folder, and nothing that the user put beside them."""
     for path in folder.glob("*"):
-        if path.is_file() and path.name not in KEPT:
+        if path.is_file() and (path.suffix in PLOTS or path.name.startswith(LOG)):
             path.unlink()
 
 
@@ -274,7 +278,8 @@ def record_test(config: Config, test: dict, best_valid_acc: float):
                 "trained_with": read_environment(config.run_dir),
             }
             text = json.dumps(record, indent=2)
-            text = re.sub(r"\[[^][{}\"]*\]", lambda list_: f"[{' '.join(list_[0][1:-1].split())}]", text)  # in a line
+            # Lists of numbers in a line; no name has the newline after their bracket.
+            text = re.sub(r"\[\n[^][{}\"]*\]", lambda list_: f"[{' '.join(list_[0][1:-1].split())}]", text)
             write_whole(path, (text + "\n").encode())
     except (InputError, OSError) as error:  # a finished model may well lie in a folder that is read-only
-        say(f"[!] {error}")
+        say(f"[!] {path} is not written ({error})")

@@ -15,7 +15,8 @@ import torch
 
 from config import Config
 from images.batches import Batch, DataSpec
-from images.one_image import DIGIT, IMAGE_SUFFIXES, MNIST, Fit, Invert, Kind, Seen, fit_picture, read_picture
+from images.listing import is_hidden
+from images.one_image import DIGIT, ENDINGS_OF_ONE, MNIST, Fit, Invert, Kind, Seen, fit_picture, read_picture
 from model import draw_first_locations
 from training.cli import InputError
 from training.distributed import ALONE
@@ -100,9 +101,10 @@ def files_of(names: tuple[str, ...]) -> list[str]:
         if not Path(name).is_dir():
             files.append(name)
             continue
-        found = sorted(str(path) for path in Path(name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        images = [path for path in Path(name).iterdir() if path.name.lower().endswith(ENDINGS_OF_ONE)]
+        found = sorted(str(path) for path in images if path.is_file() and not is_hidden(path.name))
         if not found:
-            raise InputError(f"{name} holds no images ({', '.join(IMAGE_SUFFIXES)}): name another folder")
+            raise InputError(f"{name} holds no images ({', '.join(ENDINGS_OF_ONE)}): name another folder")
         files += found
     return files
 
@@ -115,7 +117,7 @@ def read_files(files: list[str], trained: Trained, fit: Fit = "auto", invert: In
         seen: list[Seen] = []
         for file in files[start : start + AT_ONCE]:
             try:
-                picture = read_picture(sys.stdin.buffer.read() if file == "-" else file)
+                picture = read_picture(read_stdin() if file == "-" else file)
                 seen.append(fit_picture(picture, kind, fit, invert))
                 answers.append(Answer(file, seen[-1].notes, None, ""))
             except InputError as error:
@@ -127,6 +129,13 @@ def read_files(files: list[str], trained: Trained, fit: Fit = "auto", invert: In
                 answer = answer._replace(glimpses=glimpses.take(slice(i, i + 1)))
                 i += 1
             yield answer
+
+
+def read_stdin() -> bytes:
+    """Standard input; raises InputError if it is closed."""
+    if sys.stdin is None:
+        raise InputError("is standard input, which is closed: name a file, or send one: < digit.png")
+    return sys.stdin.buffer.read()
 
 
 def sentences(answer: Answer) -> list[str]:

@@ -52,7 +52,7 @@ def harmless(report: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:  # whatever it is, it must not cost the training
             name = getattr(report, "__qualname__", type(report).__name__)
             known = isinstance(error, InputError)
-            reason = str(error).partition(": ")[0] if known else f"{name} fails ({type(error).__name__}: {error})"
+            reason = str(error).rpartition(": ")[0] if known else f"{name} fails ({type(error).__name__}: {error})"
             if not failed:
                 failed.append(error)
                 say(f"[!] {reason}: left out, nothing else is affected")
