@@ -361,6 +361,11 @@ class Config:
         return Path(self.call.plot_dir) / self.name
 
     @property
+    def has_begun(self) -> bool:
+        """Whether a run is resumed, or a model tested: its settings are known."""
+        return bool(self.call.resume) or not self.call.is_train
+
+    @property
     def checkpoint_path(self) -> Path:
         """What a test loads, or a resumed training."""
         if self.call.checkpoint:
@@ -443,17 +448,14 @@ def get_config(argv: list[str] | None = None, saved: Config | None = None) -> Co
         InputError: a value that is not allowed, or that contradicts the run that is resumed or tested.
         SystemExit: after --help, or a flag that does not exist or does not parse (tyro prints why).
     """
-    argv = sys.argv[1:] if argv is None else argv
-    defaults = _defaults(argv)
-    asked = _parse(defaults, _only(argv, (*names_of(CallConfig), *NAMING)))  # the others may fit the saved ones alone
-    of_a_run = asked.call.resume or not asked.call.is_train
-    if saved is None and of_a_run and not asked.call.checkpoint:
+    asked = asked_for(argv)
+    if saved is None and asked.has_begun and not asked.call.checkpoint:
         saved = _read_params(asked.params_path)
-    if saved is None or not of_a_run:  # that there is no checkpoint is reported where it is read
-        return _parse(defaults, argv)
+    if saved is None or not asked.has_begun:  # that there is no checkpoint is reported where it is read
+        return _parse(_defaults(argv), argv)
     begun = replace(saved, call=asked.call)
     if asked.call.checkpoint:
-        begun = begun.of_this_machine(defaults)
+        begun = begun.of_this_machine(asked)
     config = _parse(begun, argv)
     free = names_marked(Mark.RESUME if config.call.is_train else Mark.TEST)
     before = begun.flat()
@@ -467,14 +469,19 @@ def get_config(argv: list[str] | None = None, saved: Config | None = None) -> Co
     return config
 
 
-def _only(argv: list[str], names: tuple[str, ...]) -> list[str]:
-    """The flags of these names, with what follows them."""
+def asked_for(argv: list[str] | None = None) -> Config:
+    """The call, and the names of its run and folders. The other flags are left out: what they must agree with may be
+    the settings of a run, which are not read yet.
+
+    Args:
+        argv: as of `get_config`, and so are the errors.
+    """
     kept, words = False, []
-    for word in argv:
+    for word in sys.argv[1:] if argv is None else argv:
         if word.startswith("--"):
-            kept = word[2:].partition("=")[0].replace("-", "_") in names
+            kept = word[2:].partition("=")[0].replace("-", "_") in (*names_of(CallConfig), *NAMING)
         words += [word] * kept
-    return words
+    return _parse(_defaults(argv), words)
 
 
 def _parse(defaults: Config, argv: list[str] | None) -> Config:

@@ -9,7 +9,7 @@
 
 import sys
 
-from config import Config, config_of, get_config
+from config import Config, asked_for, config_of, get_config
 from training.cli import InputError, as_input_errors, printable, steady_process
 from training.distributed import ALONE, World, join, keep_batch
 
@@ -61,14 +61,13 @@ def configure(argv: list[str] | None) -> Config:
     Raises:
         InputError, SystemExit: as `get_config`.
     """
-    config = get_config(argv)
-    of_a_run = config.call.resume or not config.call.is_train
-    known = config.params_path.exists() and not config.call.checkpoint
-    if known or not of_a_run:
-        return config
+    asked = asked_for(argv)
+    known = asked.params_path.exists() and not asked.call.checkpoint
+    if known or not asked.has_begun or {"--help", "-h"} & set(sys.argv if argv is None else argv):
+        return get_config(argv)
     from training.checkpoint import load_checkpoint
 
-    path = config.checkpoint_path
+    path = asked.checkpoint_path
     return get_config(argv, saved=config_of(load_checkpoint(path)["config"], path))
 
 

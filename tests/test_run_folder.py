@@ -77,6 +77,8 @@ def test_flags_are_checked_against_the_settings_of_the_run_not_of_its_task(run, 
     run("--epochs=1", "--canvas_size=32", "--num_clutter=2")
     assert get_config([*flags, "--is_train=False", "--num_clutter=2"]).data.canvas_size == 32
     assert get_config([*flags, "--resume", "--num_clutter", "2", "--epochs", "2"]).training.epochs == 2
+    best = f"--checkpoint={get_config(flags).run_dir / 'best.pt'}"
+    assert main.configure(["--is_train=False", best, "--num_clutter=2"]).data.canvas_size == 32
 
 
 def test_overwriting_deletes_nothing_of_the_users(run, tmp_path):
