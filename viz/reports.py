@@ -51,8 +51,9 @@ def harmless(report: Callable[..., None]) -> Callable[..., None]:
             report(*arguments)
         except Exception as error:  # whatever it is, it must not cost the training
             name = getattr(report, "__qualname__", type(report).__name__)
-            known = isinstance(error, InputError)
-            reason = str(error).rpartition(": ")[0] if known else f"{name} fails ({type(error).__name__}: {error})"
+            reason = f"{name} fails ({type(error).__name__}: {error})"
+            if isinstance(error, InputError):  # without its remedy: nothing is to be repeated
+                reason = str(error).rpartition(": ")[0] or str(error)
             if not failed:
                 failed.append(error)
                 say(f"[!] {reason}: left out, nothing else is affected")
