@@ -36,8 +36,7 @@ RECIPES = Path(__file__).parent / "recipes"
 CANVAS = {"patch_size": 12, "num_patches": 3, "glimpse_scale": 2, "num_glimpses": 8, "epochs": 300,
           "train_patience": 300, "batch_size": 512, "init_lr": 4e-3, "reinforce_weight": 0.01, "std_start": 0.3,
           "std_share": 0.25, "core_init": "identity", "ema_decay": 0.999, "weight_decay": 0.1}  # fmt: skip
-FASHION = {"dataset": "fashion", "epochs": 120, "std": 0.05, "reward": "correct", "optimizer": "adam", "init_lr": 1e-3,
-           "reinforce_weight": 0.01}  # fmt: skip
+FASHION = {"dataset": "fashion", "epochs": 120, "batch_size": 512, "init_lr": 4e-3, "weight_decay": 0.1}
 CATCH = {"dataset": "catch", "patch_size": 6, "num_patches": 3, "glimpse_scale": 2, "num_glimpses": 23, "core": "lstm",
          "core_init": "identity", "locator_hidden": 0, "scan_radius": 0.0, "first_location": "centre",
          "valid_size": 0.125, "epochs": 26, "batch_size": 128, "optimizer": "adam", "init_lr": 1e-3,
