@@ -46,7 +46,7 @@ ORDER = [
     ["search.storage"],
     ["search.worker"],
     ["search.report"],
-    ["benchmarks.floor", "tools.published"],
+    ["benchmarks.floor", "tools.published", "tools.records"],
     ["main", "plot_glimpses", "search.__main__"],
     ["tools.export", "tools.results_tables", "tools.drawn_digits", "tools.readme_figures"],
     ["benchmarks.throughput", "benchmarks.scaling", "benchmarks.startup"],

@@ -8,18 +8,29 @@ A line is the mean over the runs that differ in nothing but their seed.
 
 import json
 import statistics
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import CallConfig, MachineConfig, Mark, ModelConfig, make_config, names_marked, names_of
+from config import CallConfig, MachineConfig, ModelConfig, make_config, names_of
 from tools.published import ROWS, Row
+from tools.records import (
+    ASIDE,
+    alike,
+    best_line,
+    by_default,
+    changed,
+    costs,
+    errors,
+    mean_valid_error,
+    minutes_of,
+    read_records,
+    spread,
+    valid_errors,
+)
 from training.cli import InputError, PathText, Settings, run_command
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- {}: written by tools/results_tables.py -->\n", "<!-- end of {} -->"
-# Settings that are no flags of a line: they have columns of their own, or change no number but by rounding.
-ASIDE = {*names_marked(Mark.RESUME), "task", "num_glimpses", "random_seed", "compile"} - {"clip_grad_norm"}
 # Settings that are no part of a recipe: each run has its own, or they change no number but by rounding.
 NO_RECIPE = {*names_of(CallConfig, MachineConfig), "task", "data_dir", "num_workers", "random_seed", "M", "compile"}
 # Recipes of their own, by the names of their records: NAME_seed1.json and so on.
@@ -30,34 +41,6 @@ NAMED = {
 # What the summary marks, as the paper's model of images differs in it.
 MARKS = {("first_location", "centre"): "c", ("first_location", "learned"): "p", ("core", "lstm"): "l",
          ("glimpse_hidden", 256): "w"}  # fmt: skip
-
-
-def read_records(folder: Path, validated: bool = True) -> dict[tuple[str, int, str], list[dict]]:
-    """The records that tests wrote, by task, glimpses and policy, of runs with validation or of those without."""
-    records = defaultdict(list)
-    for path in sorted(folder.glob("*.json")):
-        try:
-            record = {**json.loads(path.read_text()), "path": path}
-            config = record["config"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is no record of a run ({error}): restore or remove it") from error
-        if bool(config["valid_size"]) != validated:
-            continue
-        records[config["task"], config["num_glimpses"], config["policy"]].append(record)
-    return records
-
-
-def changed(config: dict, aside: set[str]) -> dict:
-    """The settings by which a run differs from its task's own, but for those aside."""
-    default = make_config(task=config["task"]).flat()
-    settings = {**default, **config}  # a record lacks the settings that came after it
-    return {name: settings[name] for name in default if name not in aside and settings[name] != default[name]}
-
-
-def flags_of(config: dict) -> str:
-    """The flags by which a run's settings differ from its task's own."""
-    return " ".join(f"--{name}={value:g}" if isinstance(value, float) else f"--{name}={value}"
-                    for name, value in changed(config, ASIDE).items())  # fmt: skip
 
 
 def results_table(folder: Path, pick=lambda lines: lines) -> str:
@@ -118,13 +101,6 @@ def own_settings(task: str, records: dict) -> str:
     return f"{spread(errors(runs, 1))} in {costs(runs)[2]:.0f} min" if runs else "-"
 
 
-def by_default(runs: list[dict]) -> list[dict]:
-    """Of the runs of a row, those by the task's own settings of today."""
-    return [run for run in runs
-            if not flags_of(run["config"])
-            and run["config"]["epochs"] == make_config(task=run["config"]["task"]).training.epochs]  # fmt: skip
-
-
 def canvases_table(folder: Path) -> str:
     """What the canvases' own settings give, beside the paper and the best recipe: Markdown."""
     heads = ("task", "glimpses", "seeds", "minutes a run", "validation", "**test, M = 1**", "test, M = 10",
@@ -140,11 +116,6 @@ def canvases_table(folder: Path) -> str:
             ours, published = (seeds, minutes, valid, single, several), (number(row.arxiv), number(row.nips))
             lines.append(f"| {' | '.join([row.task, str(row.glimpses), *ours, *published, best])} |")
     return "\n".join(lines) + "\n"
-
-
-def best_line(runs: list[dict]) -> list[dict]:
-    """Of the runs of a row, those that are alike and have the lowest validation error."""
-    return min(alike(runs), key=mean_valid_error)
 
 
 def recipe_name(row: Row) -> str:
@@ -219,15 +190,6 @@ def games_table(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def alike(runs: list[dict]) -> list[list[dict]]:
-    """The runs of each set of flags and number of epochs, the plainest first."""
-    groups = defaultdict(list)
-    for run in runs:
-        flags = flags_of(run["config"])
-        groups[flags.count("--"), flags, run["config"]["epochs"]].append(run)
-    return [groups[key] for key in sorted(groups)]
-
-
 def best_of_each_model(lines: list[list[dict]]) -> list[list[dict]]:
     """Of the lines that train the same model, whatever its std, the one with the lowest validation error."""
     worst_first = sorted(lines, key=mean_valid_error, reverse=True)
@@ -247,42 +209,8 @@ def numbers(runs: list[dict], on_all: list[dict]) -> list[str]:
     return [flags, f"{len(runs)}", f"{epochs}", f"{minutes:.1f}", valid, f"**{single}**", several, whole]
 
 
-def costs(runs: list[dict]) -> tuple[str, int, float]:
-    """The flags of runs that are alike, as code, their epochs, and the minutes that one took."""
-    flags = flags_of(runs[0]["config"])
-    return f"`{flags}`" if flags else "-", runs[0]["config"]["epochs"], minutes_of(runs)
-
-
-def minutes_of(runs: list[dict]) -> float:
-    """The minutes that one of these runs takes, by the median of its epochs: some were halted, or shared their core."""
-    seconds = [run["seconds_per_epoch"] for run in runs]
-    return statistics.mean(statistics.median(each) * len(each) for each in seconds) / 60
-
-
-def valid_errors(runs: list[dict]) -> list[float]:
-    """The lowest validation errors, in %."""
-    return [100 - run["best_valid_acc"] for run in runs]
-
-
-def mean_valid_error(runs: list[dict]) -> float:
-    return statistics.mean(valid_errors(runs))
-
-
-def errors(runs: list[dict], m: int) -> list[float]:
-    """Test errors with M = m, in %, of those runs that were tested so."""
-    return [100 - run["tests"][f"M={m}"]["acc"] for run in runs if f"M={m}" in run["tests"]]
-
-
 def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def spread(values: list[float]) -> str:
-    """Mean and, of several, standard deviation."""
-    if not values:
-        return "-"
-    mean = f"{statistics.mean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
 def with_table(page: str, name: str, table: str) -> str:
