@@ -60,7 +60,8 @@ def open_run(config: Config, device: torch.device, epoch: int, step: int) -> Ite
             read_metrics(config.run_dir / "metrics.jsonl")  # a damaged one would stop the first epoch at its end
         owners = {folder: owner_of(folder) for folder in (config.run_logs, config.run_plots)}
         for stale in config.run_dir.glob(f"*{TEMPORARY}"):  # of a process that was killed
-            stale.unlink()
+            if not stale.name.startswith("test.json"):  # which a test may be writing: it has a lock of its own
+                stale.unlink()
         claim(config.run_plots, "plot_dir", config.run_dir)
         if config.machine.use_tensorboard or config.machine.wandb:
             claim(config.run_logs, "logs_dir", config.run_dir)
