@@ -186,6 +186,7 @@ def test_a_signal_to_one_stops_all_after_one_step_and_another_number_resumes(ser
     assert server.log.read_text().count("--resume=True continues from there") == 1
     assert run("--resume=True", "--run_name=parts").model.num_glimpses == straight.model.num_glimpses
     assert load_checkpoint(config.run_dir / "last.pt")["config"]["batch_size"] == 16
+    assert get_config([*parts, "--batch_size=8", "--resume=auto"]).call.resume  # the command that began it still fits
     assert_same_curve(straight, config)
     assert wait(server, start(server, 3, *flags, "--resume=True", "--run_name=parts")) == [1] * 3
     assert "takes 16 images a step, which 3 processes cannot share" in server.log.read_text()
