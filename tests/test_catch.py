@@ -1,5 +1,6 @@
 """The game of Catch, and a model that plays it."""
 
+import itertools
 import json
 import re
 from typing import NamedTuple
@@ -7,12 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, SIZES, assert_same, command, metrics_of
+from helpers import ROOT, SIZES, assert_same, command, loader_for_test, loaders_of, metrics_of
 from PIL import Image
 
 from config import get_config
 from games.catch import LEFT, RIGHT, Rules, draw_games, trivial_players
 from games.player import draw_noise, game_loss, play
+from images.batches import Loader
 from model import RecurrentAttention
 from plot_glimpses import PlotConfig
 from plot_glimpses import main as plot
@@ -202,6 +204,28 @@ def test_a_small_game_is_learned(run):
 def test_a_gaze_that_is_not_learned(run, policy):
     config = run(*SMALL, "--epochs=1", f"--policy={policy}")
     assert metrics_of(config)[0]["valid"]["acc"] > 0
+
+
+def test_training_validation_and_test_play_other_games_and_each_seed_trains_on_its_own():
+    config = get_config(["--task=catch", "--games_per_epoch=400", "--valid_size=0.5"])
+
+    def balls(loader: Loader) -> torch.Tensor:
+        """Where those of the first games of a pass begin, which is drawn before all else."""
+        return next(iter(loader)).images.ball[:50]
+
+    loaders = loaders_of(config)
+    training, validation = map(balls, loaders)
+    others = map(balls, loaders_of(config.replace(random_seed=2)))
+    test = balls(loader_for_test(config, loaders[0].spec))
+    other_training, other_validation = others
+    assert torch.equal(validation, other_validation)  # the same for all seeds
+    for first, second in itertools.combinations([training, other_training, validation, test], 2):
+        assert not torch.isin(first, second).any()
+
+
+def test_a_games_loss_is_weighed_by_the_settings():
+    config = get_config(["--task=catch", "--reinforce_weight=0.7", "--gae_lambda=0.4", "--entropy_weight=0.02"])
+    assert config.training.game_weights == {"reinforce_weight": 0.7, "gae_lambda": 0.4, "entropy_weight": 0.02}
 
 
 @pytest.mark.parametrize(

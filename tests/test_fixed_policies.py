@@ -28,7 +28,7 @@ def test_a_learned_policy_is_given_its_start_alone(starts):
     assert fixed_locations(CONFIG, starts, torch.zeros(1000, 2)) is starts
 
 
-@pytest.mark.parametrize("policy", ["random", "scan", "oracle"])
+@pytest.mark.parametrize("policy", ["random", "scan", "oracle", "still"])
 def test_every_path_begins_at_the_start_and_stays_on_the_image(policy, starts, generator):
     path = fixed_locations(CONFIG.replace(policy=policy), starts, starts, generator)
     assert path.shape == (1000, 5, 2)
@@ -42,6 +42,11 @@ def test_a_random_path_is_uniform_and_an_images_own(starts, generator):
     assert path.flatten(0, 1).unique(dim=0).shape == (4000, 2)
     torch.testing.assert_close(path.mean((0, 1)), torch.zeros(2), atol=0.04, rtol=0)
     torch.testing.assert_close(path.var((0, 1)), torch.full((2,), 1 / 3), atol=0.03, rtol=0)
+
+
+def test_a_still_gaze_stays_where_it_begins(starts):
+    path = fixed_locations(CONFIG.replace(policy="still"), starts, starts.flip(0))
+    assert torch.equal(path, starts[:, None].expand(-1, 5, -1))
 
 
 def test_a_scan_is_the_circle_that_a_learned_policy_begins_on(starts):

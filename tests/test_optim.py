@@ -22,12 +22,13 @@ from training.optim import (
 CONFIG = make_config(optimizer="muon", init_lr=3e-3, momentum=0.8, epochs=4, num_glimpses=3)
 
 
-def step(*optimizers: optim.Optimizer):
-    """One step along gradients that depend on the weights alone."""
+def step(*optimizers: optim.Optimizer, turn: int = 1):
+    """One step along gradients that depend on the weights alone, another way each turn."""
     for optimizer in optimizers:
         optimizer.zero_grad()
     weights = [weight for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]]
-    sum((weight**2).sum() + weight.sin().sum() for weight in weights).backward()
+    rate = 300 * turn  # high enough that hardly two weights have the same gradient, and none that of the turn before
+    sum((rate * weight).sin().sum() / rate for weight in weights).backward()
     for optimizer in optimizers:
         optimizer.step()
 
@@ -58,13 +59,13 @@ def test_muon_steps_blocks_of_the_hidden_weights_as_torchs_and_adam_the_rest_at_
     for epoch in range(3):
         for group in muon.param_groups + adam.param_groups + optimizer.param_groups:
             group["lr"] = learning_rate(config.training, epoch)
-        step(optimizer)
-        step(muon, adam)
+        step(optimizer, turn=epoch + 1)
+        step(muon, adam, turn=epoch + 1)
     for name, weight in twin.named_parameters():
         ours = model.get_parameter(name)
         if name in hidden:  # torch's products are bfloat16: three digits
             way = torch.cat(blocks[name]) - start.get_parameter(name)
-            assert (ours - torch.cat(blocks[name])).norm() < 0.05 * way.norm()
+            assert (ours - torch.cat(blocks[name])).norm() < 0.02 * way.norm()  # 0.008 were seen
         else:
             torch.testing.assert_close(ours, weight, rtol=1e-6, atol=1e-7)
 

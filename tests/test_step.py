@@ -13,7 +13,7 @@ import torch._inductor.config
 from helpers import command
 
 from config import Config, make_config
-from model import RecurrentAttention, draw_first_locations
+from model import RecurrentAttention, draw_first_locations, hybrid_loss
 from training.optim import make_optimizer
 from training.step import Objective, compiler_arguments, should_compile
 from utils import has_bfloat16
@@ -72,6 +72,20 @@ PLAIN = {"compile": "False", "precision": "float32", "optimizer": "adam"}
 # Adam divides each gradient by its own size, so that weights of hardly any gradient go where rounding sends them: in
 # bfloat16 only steps proportional to the gradient can be checked.
 SGD = {"optimizer": "sgd", "init_lr": 0.02}
+
+
+@pytest.mark.parametrize("reward", ["correct", "probability"])
+def test_the_losses_are_of_the_reward_and_the_weight_that_the_settings_name(reward):
+    config = CONFIG.replace(reward=reward, reinforce_weight=0.7, precision="float32")
+    torch.manual_seed(0)
+    model = RecurrentAttention(**config.model_args(1, 10))
+    images, labels, starts, noise = example_of(model)
+    rollout = model(images, starts, noise)
+    expected = hybrid_loss(rollout, labels, reinforce_weight=0.7, reward=reward)
+    other = hybrid_loss(rollout, labels, reinforce_weight=0.7, reward={"correct": "probability"}.get(reward, "correct"))
+    losses = Objective(model, config.training, config.data.batch_size)(images, labels, starts, noise)
+    torch.testing.assert_close(losses, expected)
+    assert not torch.isclose(losses.total, other.total)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from trainer import Trainer
 from training.checkpoint import load_checkpoint
 from training.cli import InputError
 from training.optim import policy_std
+from training.step import Objective
 
 LINE = (
     r"train loss: -?\d+\.\d{3} - train acc: [\d.]+ - val loss: -?[\d.]+ - val acc: [\d.]+ - val err: [\d.]+( \[\*\])?$"
@@ -247,9 +248,21 @@ def test_std_falls_from_std_start_to_std_and_stays(run):
     sooner = [policy_std(sooner, 0.1, epoch) for epoch in range(10)]
     assert sooner[:4] == pytest.approx([0.5, 0.3, 0.1, 0.1])
 
-    quiet, loud = (run("--epochs=1", f"--std_start={std}", f"--run_name={std}") for std in (0, 1))
-    first, second = (load_checkpoint(config.run_dir / "last.pt")["model_state"] for config in (quiet, loud))
-    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+def test_each_epoch_trains_with_its_own_std_and_learning_rate(run, monkeypatch):
+    """Read where a batch's losses are computed."""
+    seen = []
+    losses = Objective.losses
+
+    def recorded(objective, *batch):
+        seen.append(objective.model.std.item())
+        return losses(objective, *batch)
+
+    monkeypatch.setattr(Objective, "losses", recorded)
+    config = run("--epochs=4", "--std_start=0.5", "--std=0.1", "--std_share=0.5", "--init_lr=0.002")
+    assert [*dict.fromkeys(seen)] == pytest.approx([0.5, 0.3, 0.1])
+    rates = [line["lr"] for line in metrics_of(config)]
+    assert rates == pytest.approx([0.002, 0.001 * (1 + 0.5**0.5), 0.001, 0.001 * (1 - 0.5**0.5)])
 
 
 def test_what_is_validated_and_kept_is_the_average_of_the_weights(run):
@@ -265,6 +278,23 @@ def test_what_is_validated_and_kept_is_the_average_of_the_weights(run):
     plain = load_checkpoint(run("--epochs=2", "--ema_decay=0", "--run_name=plain").run_dir / "last.pt")
     assert_same(dict(plain["model_state"]), dict(plain["trained_state"]))
     assert_same(dict(last), dict(plain["trained_state"]))  # it changes nothing about the training
+
+
+def test_each_step_moves_the_average_by_the_share_of_its_number(run, monkeypatch):
+    """Of a resumed run's, too."""
+    counted = []
+    monkeypatch.setattr("training.optim.average_weights", lambda average, model, decay, steps: counted.append(steps))
+    run("--epochs=1")
+    steps = len(counted)
+    run("--epochs=2", "--resume=True")
+    assert counted == [*range(1, 2 * steps + 1)]
+
+
+def test_an_epochs_metrics_weigh_each_batch_by_its_images(run, monkeypatch):
+    steps = [(torch.full((5,), 0.25), 30), (torch.full((5,), 0.75), 10)]  # losses, and images
+    monkeypatch.setattr(Trainer, "take_steps", lambda trainer: iter(steps))
+    train = metrics_of(run("--epochs=1"))[0]["train"]
+    assert (train["loss"], train["acc"], train["correct"]) == pytest.approx((0.375, 37.5, 15))
 
 
 def test_gradients_are_clipped(run, monkeypatch):
