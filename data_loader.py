@@ -23,7 +23,9 @@ from training.checkpoint import write_whole
 from training.cli import InputError, say
 from training.distributed import ALONE, World
 
-TEST_CANVASES, VALIDATION_CANVASES = 0, 2**32  # seeds, also of games; those of runs are below the latter
+# Seeds, also of games; those of runs are below the latter. A run with seed 0 shares its first batch's places with the
+# test's canvases, whose images are others.
+TEST_CANVASES, VALIDATION_CANVASES = 0, 2**32
 TEST_GAMES = 10_000
 GPU_BATCH = 2000  # images, or games, of an evaluation's batch there, at least: few take as long as many
 SAMPLE = 10_000  # images or canvases from which mean and standard deviation are taken, if they are not in memory
@@ -153,7 +155,7 @@ def get_game_loaders(data: DataConfig, seed: int, device: torch.device, world: W
 def make_evaluation_loader(
     data: DataConfig, examples: Examples | ImageFiles, device: torch.device, world: World, canvas_seed: int
 ) -> Loader:
-    """Images in order. Canvases are drawn once, on the CPU: their places and clutter are the same in every run."""
+    """Images in order. Canvases are drawn once, on the CPU, with places and clutter of canvas_seed alone."""
     canvas = make_canvas(data, examples)
     if canvas:
         cpu = torch.device("cpu")

@@ -1,6 +1,6 @@
 """The networks of the paper: retina, glimpse, core (two), location, action and baseline.
 
-"Recurrent Models of Visual Attention", Mnih, Heess, Graves, Kavukcuoglu 2014, section 3.
+"Recurrent Models of Visual Attention", Mnih, Heess, Graves, Kavukcuoglu 2014, sections 3 and 4.
 
     retina = Retina(patch_size=8, num_patches=3, glimpse_scale=2)
     glimpse = retina(images, locations)  # (B, 3 * C * 8 * 8)
@@ -31,7 +31,7 @@ class Scene(NamedTuple):
 class Retina(nn.Module):
     """The glimpse sensor rho(x, l): square patches around a location, each wider and coarser than the one before.
 
-    Patch i is g * s**i pixels wide and is average pooled back to g x g (section 3.1). A patch of width w around pixel c
+    Patch i is g * s**i pixels wide and is average pooled back to g x g (section 4). A patch of width w around pixel c
     covers [c - w // 2, c - w // 2 + w); outside the normalised image is 0. Patches are read from a summed-area table,
     so that a glimpse costs about num_patches * g * g reads however wide it is. If the table would cost more than it
     saves, as for a single patch or large images, they are read row by row, and only pixels of the glimpse are touched.
@@ -163,7 +163,7 @@ def _read(planes: Tensor, rows: Tensor, columns: Tensor, width: int) -> Tensor:
 
 
 class GlimpseNetwork(nn.Module):
-    """f_g: what was seen and where, joined into g_t (section 3.1).
+    """f_g: what was seen and where, joined into g_t (section 3.1; the layers, section 4).
 
     h_g = Rect(Linear(rho)), h_l = Rect(Linear(l)), g_t = Rect(Linear(h_g) + Linear(h_l)).
     """
@@ -182,7 +182,7 @@ class GlimpseNetwork(nn.Module):
 
 
 class CoreNetwork(nn.Module):
-    """f_h: the recurrent state h_t = Rect(Linear(h_{t-1}) + Linear(g_t)) (section 3.1).
+    """f_h: the recurrent state h_t = Rect(Linear(h_{t-1}) + Linear(g_t)) (section 4).
 
     Args:
         hidden_size: size of g_t and h_t.
@@ -229,7 +229,7 @@ class LSTMCore(nn.Module):
 
 
 class LocationNetwork(nn.Module):
-    """f_l: the mean of the Gaussian from which the next location is drawn (section 3.1).
+    """f_l: the mean of the Gaussian from which the next location is drawn (section 4).
 
     Args:
         hidden_size: size of h_t.

@@ -1,7 +1,7 @@
 """Translated and cluttered images (section 4.1), made a whole batch at a time on the images' device.
 
-After the authors' generator of Cluttered MNIST: windows cut from other images of the same split, then the image itself,
-each added to an empty canvas at a uniformly random place, and the sum cut off at white.
+After the authors' generator of Cluttered MNIST: windows cut from random images of the same split, then the image
+itself, each added to an empty canvas at a uniformly random place, and the sum cut off at white.
 
     images, centres = draw_canvases(images, pool, size=60, num_clutter=4, generator=generator)
 """
