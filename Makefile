@@ -10,9 +10,9 @@ PAGE = .venv-page
 
 # Train on the bundled digits, test, animate: no download, about a minute.
 demo: $(VENV)/installed
-	$(PYTHON) main.py --task=digits --overwrite=True
-	$(PYTHON) main.py --task=digits --is_train=False
-	$(PYTHON) plot_glimpses.py --plot_dir=./plots/digits_ram_6_8x8_1
+	$(PYTHON) main.py --task=digits --run_name=demo --overwrite=True
+	$(PYTHON) main.py --task=digits --run_name=demo --is_train=False
+	$(PYTHON) plot_glimpses.py --plot_dir=./plots/demo
 
 # Train on MNIST, downloaded into DATA_DIR if it is missing.
 train: $(VENV)/installed

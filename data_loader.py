@@ -74,8 +74,8 @@ def get_train_valid_loader(
     )
     train_loader.record = recorded(data_set, valid)
     spec = describe(train_loader, data_set.classes)
-    if trained and spec[:4] == trained[:4] and begun.changes(data_set.record):
-        spec = trained  # the model keeps the mean and std it began with, whatever was added
+    if trained and spec[:4] == trained[:4]:
+        spec = trained  # the model keeps the mean and std it began with, whatever was added since
     if data.dataset == "folder":
         report_folder(data, spec, examples.labels[valid])
     train_loader = train_loader.described_by(spec).shard_with(world)

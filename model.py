@@ -183,13 +183,19 @@ class RecurrentAttention(nn.Module):
                 evaluation mode.
             generator: source of what is drawn, on the images' device.
         Raises:
-            TypeError, ValueError: the images are something else. Floats that seem not to be normalised are warned of,
-                in evaluation mode: to look at them waits for the device.
+            TypeError, ValueError: the images, or first_locations, are something else. Floats that seem not to be
+                normalised are warned of, in evaluation mode: to look at them waits for the device.
         """
         images = self.checked(images)
         batch = images.shape[0]  # len() would fix it in an export
         if first_locations is None:
             first_locations = draw_first_locations(self.first_location, batch, images.device, generator)
+        elif not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            shape, most = tuple(first_locations.shape), self.num_glimpses
+            if shape != (batch, 2) and shape not in [(batch, k, 2) for k in range(most + 1)]:
+                raise ValueError(
+                    f"first_locations must be ({batch}, 2) or ({batch}, K, 2) with K <= {most}, not {shape}"
+                )
         if noise is None and self.training:
             noise = self.draw_noise(batch, images.device, generator)
         dtype = self.std.dtype  # of a model in double or half precision; else all of these have it already

@@ -276,7 +276,9 @@ class Trainer:
     def tensors_of_a_step(self) -> list[Tensor]:
         """All that a step changes."""
         states = [value for state in self.optimizer.state.values() for value in state.values()]
-        return [*self.model.parameters(), *self.average.parameters(), *filter(torch.is_tensor, states)]
+        modules = self.model, self.average
+        weights = [each for module in modules for each in (*module.parameters(), *module.buffers())]
+        return [*weights, *filter(torch.is_tensor, states)]
 
     def check_finite(self, losses: list[Tensor]):
         """Stops if a loss of the latest steps, (terms,) each, or a weight is not finite, before that is saved.

@@ -103,6 +103,17 @@ def test_accepted_changes_are_the_runs_images_from_then_on(folder, flags, traine
     assert load_checkpoint(trained.run_dir / "last.pt")["images"]["counts"]["train/a"] == 41
 
 
+def test_a_run_with_accepted_changes_is_resumed_again_however_other_the_images_look(folder, flags, trained):
+    """The model keeps the mean and std of the images it began with."""
+    spec = load_checkpoint(trained.run_dir / "last.pt")["data"]
+    for k in range(40):
+        Image.new("L", (8, 8), 255 - k).save(folder / "train" / "a" / f"white_{k}.png")
+    main(get_config([*flags, "--resume=True", "--accept_changes=True", "--epochs=2"]))
+    main(get_config([*flags, "--resume=True", "--epochs=3"]))
+    checkpoint = load_checkpoint(trained.run_dir / "last.pt")
+    assert (checkpoint["epoch"], checkpoint["data"]) == (3, spec)
+
+
 def test_accepted_changes_bring_no_new_class(folder, flags, trained):
     noise(folder / "train" / "c" / "1.png", 5)
     with pytest.raises(InputError, match=r"train/c has 1 images, not 0"):

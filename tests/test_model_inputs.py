@@ -108,3 +108,12 @@ def test_a_loaded_model_knows_its_classes(run):
     assert RecurrentAttention.load(config.run_dir / "best.pt").classes == [str(k) for k in range(10)]
     assert RecurrentAttention.load(config.run_dir / "named.pt").classes == [f"class {k}" for k in range(10)]
     assert RecurrentAttention(**SIZES).classes == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (6, 2), (5, SIZES["num_glimpses"] + 1, 2), (5, 3), (2,), (5, 1, 2, 2)])
+def test_first_locations_of_another_shape_are_rejected(shape, model):
+    """One place for five images would leave one of them, silently."""
+    with pytest.raises(ValueError, match=r"first_locations must be \(5, 2\) or \(5, K, 2\) with K <= "):
+        model(BYTES, torch.zeros(shape))
+    for right in (CENTRE, CENTRE[:, None, :].expand(-1, SIZES["num_glimpses"], -1), torch.zeros(5, 0, 2)):
+        assert len(model(BYTES, right).log_probs) == 5

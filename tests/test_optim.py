@@ -137,6 +137,16 @@ def test_the_average_is_of_the_latest_tenth_of_the_weights_at_first_and_then_exp
     assert torch.equal(average.bias, model.bias)
 
 
+def test_the_average_has_the_buffers_of_the_model():
+    """The statistics of a batch normalisation, say, which somebody adds."""
+    model = torch.nn.BatchNorm1d(3)
+    average = copy.deepcopy(model)
+    model(torch.randn(8, 3, generator=torch.Generator().manual_seed(0)))
+    average_weights(average, model, 0.9, 1)
+    assert all(torch.equal(*pair) for pair in zip(average.buffers(), model.buffers(), strict=True))
+    assert average.num_batches_tracked == 1
+
+
 def test_the_learning_rate_falls_along_a_half_cosine():
     rates = [learning_rate(CONFIG.training, epoch) for epoch in range(6)]
     assert rates == pytest.approx([3e-3, 3e-3 * (1 + 0.5**0.5) / 2, 1.5e-3, 3e-3 * (1 - 0.5**0.5) / 2, 0, 0])

@@ -254,11 +254,11 @@ class TablesConfig(Settings):
     """Writes the tables of README, docs and results, and the recipes, from the recorded runs."""
 
     folder: PathText = str(ROOT / "results")
-    """Folder of the records."""
+    """Folder of the records; of another than results/ the table of all lines is printed, and nothing is written."""
 
 
 def main(config: TablesConfig):
-    """Writes them.
+    """Writes them, or prints that of another folder.
 
     Raises:
         InputError: the folder holds no records, or a file that is none.
@@ -266,6 +266,9 @@ def main(config: TablesConfig):
     folder = Path(config.folder)
     if not read_records(folder):
         raise InputError(f"{folder} holds no records: name the folder of runs' test.json files")
+    if folder.resolve() != ROOT / "results":
+        print(results_table(folder))
+        return
     for name, text in recipes(folder).items():
         (ROOT / "recipes" / f"{name}.toml").write_text(text)
     for page, text in with_tables({page: (ROOT / page).read_text() for page in PAGES}, folder).items():

@@ -69,6 +69,8 @@ def load_checkpoint(path: str | Path, to_resume: bool = False) -> dict:
     try:
         check_archive(path)  # torch reads a flipped bit as readily as any other
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
     except Exception as error:  # torch names no set of errors for bytes that are not a checkpoint
         raise InputError(
             f"{path} is damaged or not a checkpoint ({type(error).__name__}): {way_on_from(path, to_resume)}"
@@ -150,5 +152,5 @@ def write_whole(path: Path, content: bytes):
             temporary.unlink(missing_ok=True)
         raise InputError(
             f"cannot write {path} ({error.strerror or error}); what was saved before is still there: fix that, then "
-            f"repeat the command, of a training with --resume=True"
+            f"repeat the command, of a training with --resume=auto"
         ) from error

@@ -157,12 +157,14 @@ def average_weights(average: nn.Module, model: nn.Module, decay: float, steps: i
     approximation by averaging").
 
     Args:
-        average: becomes decay * average + (1 - decay) * model, in place.
+        average: becomes decay * average + (1 - decay) * model, in place; buffers become the model's.
         decay: at most; lower at first, so that the average spans about a tenth of the steps taken.
         steps: taken so far, at least 1; a tensor on the weights' device where a graph repeats this.
     """
     means, weights = list(average.parameters()), list(model.parameters())
     with torch.no_grad():
+        for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):  # statistics are not averaged
+            mine.copy_(theirs)
         if isinstance(steps, Tensor):
             rate = 1 - ((1 + steps) / (10 + steps)).clamp(max=decay)
             ways = torch._foreach_sub(weights, means)

@@ -62,7 +62,7 @@ def kind_of(config: Config, spec: DataSpec) -> Kind:
         channels=spec.num_channels,
         size=(spec.height, spec.width),
         canvas=bool(data.canvas_size),
-        light_on_dark=data.dataset != "folder",
+        light_on_dark=data.dataset in ("mnist", "fashion", "digits"),
         box=BOXES.get(data.dataset, 0),
         placed=(data.image_height or DIGIT, data.image_width or DIGIT),
         beyond=tuple(spec.mean),
