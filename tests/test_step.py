@@ -74,15 +74,15 @@ PLAIN = {"compile": "False", "precision": "float32", "optimizer": "adam"}
 SGD = {"optimizer": "sgd", "init_lr": 0.02}
 
 
-@pytest.mark.parametrize("reward", ["correct", "probability"])
-def test_the_losses_are_of_the_reward_and_the_weight_that_the_settings_name(reward):
+@pytest.mark.parametrize(("reward", "another"), [("correct", "probability"), ("probability", "correct")])
+def test_the_losses_are_of_the_reward_and_the_weight_that_the_settings_name(reward, another):
     config = CONFIG.replace(reward=reward, reinforce_weight=0.7, precision="float32")
     torch.manual_seed(0)
     model = RecurrentAttention(**config.model_args(1, 10))
     images, labels, starts, noise = example_of(model)
     rollout = model(images, starts, noise)
     expected = hybrid_loss(rollout, labels, reinforce_weight=0.7, reward=reward)
-    other = hybrid_loss(rollout, labels, reinforce_weight=0.7, reward={"correct": "probability"}.get(reward, "correct"))
+    other = hybrid_loss(rollout, labels, reinforce_weight=0.7, reward=another)
     losses = Objective(model, config.training, config.data.batch_size)(images, labels, starts, noise)
     torch.testing.assert_close(losses, expected)
     assert not torch.isclose(losses.total, other.total)
