@@ -32,6 +32,7 @@ from training.cli import (
 )
 
 RECIPES = Path(__file__).parent / "recipes"
+OTHER_VERSION = "use the version of this project that wrote it"
 # The settings of the recorded runs on these tasks.
 CANVAS = {"patch_size": 12, "num_patches": 3, "glimpse_scale": 2, "num_glimpses": 8, "epochs": 300,
           "train_patience": 300, "batch_size": 512, "init_lr": 4e-3, "reinforce_weight": 0.01, "std_start": 0.3,
@@ -421,7 +422,7 @@ def _grouped(settings: dict) -> Config:
                      for part, group in GROUPS.items()})  # fmt: skip
 
 
-def config_of(settings: dict, path: str | Path) -> Config:
+def config_of(settings: dict, path: str | Path, remedy: str = f"restore it, or {OTHER_VERSION}") -> Config:
     """The Config of settings that were read from path.
 
     Raises:
@@ -430,7 +431,7 @@ def config_of(settings: dict, path: str | Path) -> Config:
     try:
         return make_config(**settings)
     except (InputError, TypeError, OverflowError) as error:  # no dict, say
-        raise InputError(f"{path} does not hold a run's settings ({error}): restore it, or train again") from error
+        raise InputError(f"{path} does not hold a run's settings ({error}): {remedy}") from error
 
 
 def get_config(argv: list[str] | None = None, saved: Config | None = None) -> Config:
@@ -453,6 +454,9 @@ def get_config(argv: list[str] | None = None, saved: Config | None = None) -> Co
     if saved is None or not asked.has_begun:  # that there is no checkpoint is reported where it is read
         return _parse(_defaults(argv), argv)
     begun = replace(saved, call=asked.call)
+    task = _named_in(argv).task
+    if task and task != begun.data.task:  # told first: it may not go with the other settings
+        raise _contradiction(begun, "task", task)
     if asked.call.checkpoint:
         begun = begun.of_this_machine(asked)
     config = _parse(begun, argv)
@@ -460,12 +464,17 @@ def get_config(argv: list[str] | None = None, saved: Config | None = None) -> Co
     before = begun.flat()
     for name, value in config.flat().items():
         if value != before[name] and name not in free:
-            other = ", or train another run with --run_name=" if config.call.is_train else ""
-            raise InputError(
-                f"{name}={value} contradicts {begun.checkpoint_path}, which has {name}={before[name]}: leave the flag "
-                f"out{other}"
-            )
+            raise _contradiction(begun, name, value)
     return config
+
+
+def _contradiction(begun: Config, name: str, value) -> InputError:
+    """Of a flag and the run that is resumed or tested."""
+    other = ", or train another run with --run_name=" if begun.call.is_train else ""
+    return InputError(
+        f"{name}={value} contradicts {begun.checkpoint_path}, which has {name}={begun.flat()[name]}: leave the flag "
+        f"out{other}"
+    )
 
 
 def asked_for(argv: list[str] | None = None) -> Config:
@@ -491,12 +500,17 @@ def _parse(defaults: Config, argv: list[str] | None) -> Config:
 
 def _defaults(argv: list[str] | None) -> Config:
     """What the flags override: the defaults of the task and the recipe that they name."""
+    named = _named_in(argv)
+    settings = read_recipe(named.recipe) if named.recipe else {}
+    return make_config(**{**settings, **({"task": named.task} if named.task else {})})
+
+
+def _named_in(argv: list[str] | None) -> argparse.Namespace:
+    """The task and the recipe that flags name, None each if they do not."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--task", nargs="?")
     parser.add_argument("--recipe", nargs="?")
-    named = parser.parse_known_args(argv)[0]
-    settings = read_recipe(named.recipe) if named.recipe else {}
-    return make_config(**{**settings, **({"task": named.task} if named.task else {})})
+    return parser.parse_known_args(argv)[0]
 
 
 def read_recipe(recipe: str) -> dict:
@@ -515,19 +529,19 @@ def read_recipe(recipe: str) -> dict:
     wrong = sorted(settings.keys() & set(names_of(CallConfig)))
     if wrong:
         raise InputError(f"{path} sets {wrong[0]}, which belongs to a single call: give it as a flag")
-    config_of(settings, path)
+    config_of(settings, path, "correct it")
     return {**settings, "recipe": recipe, "run_name": path.stem}
 
 
 def _read_params(path: Path) -> Config | None:
+    remedy = f"remove it, and those in the run's checkpoint are used, or {OTHER_VERSION}"
     if not path.exists():
         return None
     try:
-        return make_config(**json.loads(path.read_text()))
-    except (InputError, OSError, ValueError, TypeError, OverflowError) as error:  # no dict, say
-        raise InputError(
-            f"{path} does not hold a run's settings ({error}): remove it, and those in the run's checkpoint are used"
-        ) from error
+        settings = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} does not hold a run's settings ({error}): {remedy}") from error
+    return config_of(settings, path, remedy)
 
 
 def params_json(config: Config) -> str:

@@ -116,8 +116,7 @@ def check_shape(shape: tuple[int, int, int], spec: DataSpec):
     if (height, width) != (spec.height, spec.width):
         raise InputError(
             f"the test images are {width} x {height} pixels, those the model was trained on {spec.width} x "
-            f"{spec.height}: python main.py --is_train=False --image_width={spec.width} --image_height={spec.height} "
-            f"resizes them"
+            f"{spec.height}: --is_train=False --image_width={spec.width} --image_height={spec.height} resizes them"
         )
 
 

@@ -257,10 +257,14 @@ class LocationNetwork(nn.Module):
             step: t, from 0 for the first location that the policy chooses.
         Returns:
             (B, 2), in (-1, 1).
+        Raises:
+            ValueError: there is no bias for this step, as the model was built with fewer.
         """
         # Two numbers an image: a sum that fuses with its neighbours costs less than a product, and stays float32.
         mean = (self.hidden(hidden)[:, None] * self.mean.weight).sum(dim=-1) + self.mean.bias
         if self.scan is not None:
+            if step >= len(self.scan):
+                raise ValueError(f"the policy has a bias for each of {len(self.scan)} locations, none for another")
             mean = mean + self.scan[step]
         return torch.tanh(mean)
 

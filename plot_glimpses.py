@@ -203,11 +203,25 @@ def find_glimpses(plot_dir: Path, epoch: int | None) -> Path:
 
 
 def plots_of(config: PlotConfig, trained: Config) -> Path:
-    """Where a checkpoint's pictures go: to plots/RUN if it lies in the folder of its run, else to plots/STEM."""
+    """Where a checkpoint's pictures go: to its run's plots if it lies in the folder of its run, else to plots/STEM.
+
+    The checkpoint names its run's plots, and is believed where they name the run's folder; else they are plots/RUN.
+
+    Raises:
+        InputError: these are those of another run.
+    """
     if config.plot_dir:
         return Path(config.plot_dir)
+    from training.run_folder import claim, owner_of
+
     path = Path(config.checkpoint).resolve()
-    return Path("plots") / (trained.name if path.parent.name == trained.name else path.stem)
+    if path.parent.name != trained.name:
+        return Path("plots") / path.stem
+    if owner_of(trained.run_plots) == path.parent:
+        return trained.run_plots
+    folder = Path("plots") / trained.name
+    claim(folder, "plot_dir", path.parent)
+    return folder
 
 
 if __name__ == "__main__":

@@ -376,7 +376,7 @@ class Trainer:
         self.world.barrier()
 
     def load_checkpoint(self, checkpoint: dict):
-        """Continues a run where the checkpoint left it; raises InputError if it contradicts itself."""
+        """Continues a run where the checkpoint left it; raises InputError if it contradicts itself or the epochs."""
         try:
             self.progress.load_state_dict(checkpoint, self.device)
             self.model.load_state_dict(checkpoint["trained_state"])
@@ -387,6 +387,9 @@ class Trainer:
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             path, reason = self.config.checkpoint_path, " ".join(str(error).split())
             raise InputError(f"{path} is not a whole checkpoint ({reason}): restore it, or train again") from error
+        epochs, done = self.config.training.epochs, self.progress.epoch
+        if epochs < done:
+            raise InputError(f"epochs={epochs} are fewer than the {done} that are finished: name more, or leave it out")
         say(f"[*] Loaded {self.config.checkpoint_path}, after epoch {self.progress.epoch}: {self.best}")
 
     def checked_spec(self, checkpoint: dict) -> DataSpec:

@@ -78,7 +78,7 @@ def list_images(root: Path, all_classes: bool = False) -> Listing:
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except FileNotFoundError as error:
-        raise InputError(f"{wanted}: it is not there") from error
+        raise InputError(f"{wanted}: it is not there; --data_dir= names where it lies") from error
     listing = Listing(root, [], [], [], [], Counter())
     seen = {_identity(root)}
     for entry in entries:

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import tyro
 
 from config import CallConfig, Config, Mark, get_config, names_marked, names_of
-from training.cli import InputError, PathText, Settings, read_toml, require, with_values
+from training.cli import InputError, Names, PathText, Settings, read_toml, require, with_values
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SearchConfig(Settings):
     """Searches settings by validation error. Besides the flags below it takes all of main.py's, which set what the
     trials share (--task, --epochs, --data_dir and so on); python main.py --help lists them."""
 
-    search: tuple[str, ...] = ()
+    search: Names = ()
     """What to search, as FIELD=RANGE: std=uniform:0.02:0.3, init_lr=log:1e-4:3e-3 (evenly in the logarithm),
     hidden_size=int:64:512, optimizer=choice:adam,sgd."""
     seeds: int = 0
@@ -55,6 +55,11 @@ class SearchConfig(Settings):
         require(self, "heartbeat", self.heartbeat > 0, "above 0")
         plain = Path(self.study).name == self.study and self.study != ".."
         require(self, "study", plain, "one folder name, without slashes")
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """What --search names."""
+        return tuple(text for texts in self.search for text in texts)
 
 
 class Range(NamedTuple):
@@ -154,7 +159,7 @@ def parse(argv: list[str]) -> Search:
     """
     flags, rest = _parse_flags(argv)
     if flags.config:
-        flags, rest = _parse_flags([*_flags_in(Path(flags.config)), *argv])
+        flags, rest = _parse_flags([*_flags_in(Path(flags.config), with_ranges=not flags.search), *argv])
     base = get_config(rest)
     changed = changes(base)
     for name in names_of(CallConfig):
@@ -162,14 +167,14 @@ def parse(argv: list[str]) -> Search:
             raise InputError(f"{name}={changed[name]}: a search sets this itself, leave the flag out")
     if not base.data.valid_size:
         raise InputError("valid_size=0.0: trials are compared by their validation, leave the flag out")
-    if bool(flags.seeds) == bool(flags.search):
+    if bool(flags.seeds) == bool(flags.searched):
         raise InputError("name either what to search, as --search std=log:0.02:0.3, or --seeds=5")
-    ranges = [parse_range(text, base) for text in flags.search]
+    ranges = [parse_range(text, base) for text in flags.searched]
     for part in ranges:
         if part.field in changed:
             raise InputError(f"{part.field} is searched: leave --{part.field}= out")
     if len({part.field for part in ranges}) < len(ranges):
-        raise InputError(f"search {' '.join(flags.search)}: name each field once")
+        raise InputError(f"search {' '.join(flags.searched)}: name each field once")
     return Search(flags, argv, base, ranges, flags.study or f"{base.name}_{'seeds' if flags.seeds else 'sweep'}")
 
 
@@ -182,13 +187,13 @@ def _parse_flags(argv: list[str]) -> tuple[SearchConfig, list[str]]:
     )  # fmt: skip
 
 
-def _flags_in(path: Path) -> list[str]:
-    """The flags that a TOML file stands for."""
+def _flags_in(path: Path, with_ranges: bool) -> list[str]:
+    """The flags that a TOML file stands for, with what it searches or without."""
     settings = read_toml(path)
     ranges = settings.pop("search", {})
     if not isinstance(ranges, dict):
         raise InputError(f'{path}: write search as a table, [search] with lines as std = "log:0.02:0.3"')
-    search = ["--search", *(f"{name}={text}" for name, text in ranges.items())] if ranges else []
+    search = ["--search", *(f"{name}={text}" for name, text in ranges.items())] if ranges and with_ranges else []
     return [*(f"--{name}={value}" for name, value in settings.items()), *search]
 
 

@@ -92,7 +92,7 @@ def record(search: Search, trials: list[FrozenTrial]) -> dict:
     around["command"] = without_password(shlex.join(["python", "-m", "search", *search.argv]))
     return {
         "study": search.study,
-        "search": search.flags.search,
+        "search": search.flags.searched,
         "sampler": search.flags.sampler,
         "prune": search.flags.prune,
         "shared_settings": search.base.flat(),

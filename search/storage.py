@@ -23,6 +23,7 @@ from config import FREE, names_marked
 from search.options import Search
 from training.checkpoint import write_whole
 from training.cli import InputError
+from training.run_folder import check_folder
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -31,18 +32,19 @@ def open_study(search: Search) -> optuna.Study:
     """The study of a search, made if it is missing.
 
     Raises:
-        InputError: the storage cannot be opened, or its study searches something else.
+        InputError: the search's folder cannot be written, the storage cannot be opened, or its study searches something
+            else.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     where = search.flags.storage or str(search.folder / "journal.log")
+    check_folder(search.folder, "ckpt_dir")
     pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=max(1, search.base.training.epochs // 4))
     try:
-        search.folder.mkdir(parents=True, exist_ok=True)
         storage = _database(where) if "://" in where else JournalStorage(Journal(where))
         study = optuna.create_study(
             study_name=search.study,
             storage=storage,
-            sampler=SeededByNumber(search.flags.sampler, search.base.training.random_seed),
+            sampler=SeededByPlace(search.flags.sampler, search.base.training.random_seed),
             pruner=pruner if search.flags.prune and not search.flags.seeds else optuna.pruners.NopPruner(),
             load_if_exists=True,
         )
@@ -138,19 +140,19 @@ def _about(search: Search) -> dict:
     free = set(names_marked(FREE)) - {"M"}  # M changes no training, but the errors
     searched = {part.field for part in search.ranges}
     settings = {name: value for name, value in search.base.flat().items() if name not in free | searched}
-    return {"search": sorted(search.flags.search), "seeds": bool(search.flags.seeds), **settings}
+    return {"search": sorted(search.flags.searched), "seeds": bool(search.flags.seeds), **settings}
 
 
-class SeededByNumber(BaseSampler):
-    """Random search or TPE whose draws for a trial depend on the seed and the trial's number: no two workers draw the
-    same, and random search tries the same settings with any number of workers."""
+class SeededByPlace(BaseSampler):
+    """Random search or TPE whose draws for a trial depend on the seed and the trial's place: no two workers draw the
+    same, and random search tries the same settings with any number of workers, however often it was stopped."""
 
     def __init__(self, kind: str, seed: int):
         self.kind = kind
         self.seed = seed
 
     def before_trial(self, study, trial):
-        seed = int(np.random.SeedSequence((trial.number, self.seed)).generate_state(1)[0])
+        seed = int(np.random.SeedSequence((place_of(study, slot_of(trial)), self.seed)).generate_state(1)[0])
         self.inner = TPESampler(seed=seed) if self.kind == "tpe" else RandomSampler(seed=seed)
 
     def infer_relative_search_space(self, study, trial):
@@ -174,6 +176,11 @@ def slots_of(study: optuna.Study) -> dict[int, list[FrozenTrial]]:
         if not trial.user_attrs.get("surplus"):
             slots.setdefault(slot_of(trial), []).append(trial)
     return slots
+
+
+def place_of(study: optuna.Study, slot: int) -> int:
+    """How many slots were begun before this one. Attempts have numbers, too: those of slots have gaps."""
+    return sorted(slots_of(study)).index(slot)
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:

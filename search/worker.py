@@ -32,7 +32,7 @@ from config import Config, get_config
 from data_loader import get_train_valid_loader
 from images.batches import Loader
 from search.options import Search, flags_of
-from search.storage import finished, slot_of, slots_of
+from search.storage import finished, place_of, slot_of, slots_of
 from trainer import Diverged, Trainer
 from training.checkpoint import load_checkpoint
 from training.cli import InputError
@@ -138,7 +138,7 @@ class Worker:
         """
         settings = {part.field: part.suggest(trial) for part in self.search.ranges}
         if self.search.flags.seeds:
-            seed = self.search.base.training.random_seed + sorted(slots_of(self.study)).index(slot)
+            seed = self.search.base.training.random_seed + place_of(self.study, slot)
             settings = {"random_seed": seed}
         trial.set_user_attr("settings", settings)
         try:

@@ -107,6 +107,13 @@ def test_warming_up_changes_nothing(device, tmp_path):
     assert states and not any(value.any() for value in states)
 
 
+def test_a_buffer_that_a_step_changes_is_among_what_warming_up_restores(device, tmp_path):
+    trainer = make(device, tmp_path)
+    for model in (trainer.model, trainer.average):
+        model.register_buffer("seen", torch.zeros((), device=device))
+        assert any(each is model.seen for each in trainer.tensors_of_a_step())
+
+
 def test_a_step_that_cannot_be_captured_falls_back_with_one_line(device, tmp_path, monkeypatch, capsys):
     def fail(function, generators):
         raise RuntimeError("operation not permitted when stream is capturing\nand more")

@@ -1,5 +1,6 @@
 """Checkpoints that are not what they should be end in one line, and nothing in them runs."""
 
+import errno
 import os
 import resource
 import zipfile
@@ -34,6 +35,17 @@ def test_a_folder_in_its_place_is_named(run, flags, capsys):
     (config.run_dir / "last.pt").mkdir()
     assert run_command([*flags, "--resume=True"]) == 1
     assert "is a folder, not a checkpoint" in capsys.readouterr().err
+
+
+def test_one_that_may_not_be_read_is_not_called_damaged(run, flags, monkeypatch, capsys):
+    def forbidden(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    config = run("--epochs=1")
+    capsys.readouterr()
+    monkeypatch.setattr(training.checkpoint, "check_archive", forbidden)
+    assert run_command([*flags, "--is_train=False"]) == 1
+    assert f"cannot use {config.run_dir / 'best.pt'} (Permission denied)" in capsys.readouterr().err
 
 
 def test_another_architecture_is_named(run, flags, capsys):

@@ -223,6 +223,7 @@ def test_an_empty_folder_is_named(tmp_path, prepare):
     with pytest.raises(InputError, match=r"train must hold a folder of images for each class") as error:
         loaders_of(config_of(tmp_path))
     assert "\n" not in str(error.value)
+    assert ("--data_dir= names where it lies" in str(error.value)) != (tmp_path / "train").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGBUS, signal.SIGKILL], ids=["full /dev/shm", "out of memory"])

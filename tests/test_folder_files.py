@@ -147,7 +147,7 @@ def test_test_images_of_another_size_are_noticed_before_the_training_and_get_a_w
     for path in (plain / "test").rglob("*.png"):
         put(path, noise(12, 12))
     spec = loaders_of(folder_config(plain))[0].spec
-    advice = "python main.py --is_train=False --image_width=9 --image_height=6 resizes them"
+    advice = "--is_train=False --image_width=9 --image_height=6 resizes them"
     assert (
         f"[!] A test would fail: the test images are 12 x 12 pixels, those the model was trained on 9 x 6: {advice}"
         in (capsys.readouterr().out)

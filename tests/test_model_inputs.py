@@ -117,3 +117,12 @@ def test_first_locations_of_another_shape_are_rejected(shape, model):
         model(BYTES, torch.zeros(shape))
     for right in (CENTRE, CENTRE[:, None, :].expand(-1, SIZES["num_glimpses"], -1), torch.zeros(5, 0, 2)):
         assert len(model(BYTES, right).log_probs) == 5
+
+
+def test_more_glimpses_than_a_policy_with_a_circle_was_built_for_are_named():
+    model = RecurrentAttention(**{**SIZES, "scan_radius": 0.4}).eval()
+    model.num_glimpses += 1
+    with pytest.raises(ValueError, match=f"a bias for each of {SIZES['num_glimpses'] - 1} locations, none for another"):
+        model(BYTES)
+    model.num_glimpses = 2
+    assert len(model(BYTES).locations) == 5

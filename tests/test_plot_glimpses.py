@@ -43,7 +43,7 @@ def test_a_run_animates_from_its_glimpses_and_its_checkpoint(trained, tmp_path, 
     assert saved == trained.run_plots / "glimpses_1.gif"
     monkeypatch.chdir(tmp_path)
     [tested] = plot_glimpses.main(PlotConfig(checkpoint=str(trained.run_dir / "best.pt"), num_images=2))
-    assert tested == Path("plots") / trained.name / "best.gif"
+    assert tested == trained.run_plots / "best.gif"
     for path in (saved, tested):
         picture = Image.open(path)
         assert picture.format == "GIF" and picture.n_frames == trained.model.num_glimpses
@@ -54,6 +54,19 @@ def test_pictures_of_a_checkpoint_that_lies_elsewhere_go_to_a_folder_of_its_name
     shutil.copy(trained.run_dir / "best.pt", tmp_path / "mine.pt")
     [path] = plot_glimpses.main(PlotConfig(checkpoint="mine.pt", num_images=1))
     assert path == Path("plots/mine/mine.gif") and path.exists()
+
+
+def test_a_run_copied_from_elsewhere_keeps_to_plots_of_its_own(trained, tmp_path, monkeypatch):
+    """Its checkpoint names plots that are another run's, or are not there."""
+    monkeypatch.chdir(tmp_path)
+    for place in ("first", "second"):
+        (tmp_path / place / trained.name).mkdir(parents=True)
+        for name in ("best.pt", "params.json"):
+            shutil.copy(trained.run_dir / name, tmp_path / place / trained.name)
+    [path] = plot_glimpses.main(PlotConfig(checkpoint=f"first/{trained.name}/best.pt", num_images=1))
+    assert path == Path("plots") / trained.name / "best.gif"
+    with pytest.raises(InputError, match=r"is that of the run in .*first.*: choose another --plot_dir="):
+        plot_glimpses.main(PlotConfig(checkpoint=f"second/{trained.name}/best.pt", num_images=1))
 
 
 def test_pictures_of_a_shipped_model_go_to_a_folder_of_its_name(trained, tmp_path, monkeypatch):

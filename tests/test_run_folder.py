@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -81,6 +82,23 @@ def test_flags_are_checked_against_the_settings_of_the_run_not_of_its_task(run, 
     assert main.configure(["--is_train=False", best, "--num_clutter=2"]).data.canvas_size == 32
 
 
+def test_another_task_than_the_runs_contradicts_it_whatever_else_it_would_not_go_with(run, flags, capsys):
+    config = run("--epochs=1")
+    for more, way_out in (["--is_train=False"], "leave the flag out"), (["--resume"], "another run with --run_name="):
+        assert main.run([*flags, f"--run_name={config.name}", "--task=cluttered60", *more]) == 1
+        printed = capsys.readouterr().err
+        assert f"task=cluttered60 contradicts {config.run_dir}" in printed and "which has task=digits" in printed
+        assert way_out in printed
+
+
+def test_fewer_epochs_than_are_finished_are_rejected_and_not_recorded(run, flags, capsys):
+    config = run("--epochs=2")
+    before = contents(config.run_dir)
+    assert main.run([*flags, "--resume", "--epochs=1"]) == 1
+    assert "epochs=1 are fewer than the 2 that are finished" in capsys.readouterr().err
+    assert contents(config.run_dir) == before
+
+
 def test_overwriting_deletes_nothing_of_the_users(run, tmp_path):
     config = run("--epochs=1", "--use_tensorboard")  # which claims its folders
     mine = [config.run_plots / "thesis.txt", config.run_logs / "notes.md"]
@@ -94,6 +112,22 @@ def test_overwriting_deletes_nothing_of_the_users(run, tmp_path):
     assert not (config.run_plots / "glimpses_9.npz").exists()
     run("--epochs=1", "--overwrite", f"--plot_dir={tmp_path / 'before'}")  # never a run's until now
     assert all(path.read_text() == "mine" for path in before)
+
+
+def test_a_run_whose_predecessor_of_the_same_name_was_deleted_does_not_mix_with_it(run, flags, capsys):
+    config = run("--epochs=2")
+    run("--is_train=False")
+    for name in ("best.pt", "last.pt"):
+        (config.run_dir / name).unlink()
+    before = contents(config.run_dir)
+    assert main.run([*flags, "--epochs=1", "--resume=auto"]) == 1
+    assert "holds test.json of a run: --run_name=NAME trains another, --overwrite=True" in capsys.readouterr().err
+    assert contents(config.run_dir) == before
+    shutil.rmtree(config.run_dir)
+    (config.run_plots / "mine.gif").write_text("mine")
+    run("--epochs=1")
+    left = {path.name for path in config.run_plots.iterdir()}
+    assert "glimpses_1.npz" in left and "mine.gif" in left and "glimpses_2.npz" not in left
 
 
 def test_damaged_metrics_stop_a_resume_before_it_trains(run, flags, capsys):

@@ -102,6 +102,18 @@ def test_a_picture_that_cannot_be_written_stops_no_training(run, monkeypatch, ca
     assert (config.run_dir / "best.pt").exists()
 
 
+def test_a_report_of_ones_own_that_fails_stops_nothing_and_names_its_line(capsys):
+    def mine(result):
+        int(result)
+
+    report = reports.harmless(mine)
+    for _ in range(2):
+        report("five")
+    line = mine.__code__.co_firstlineno + 1
+    [printed] = capsys.readouterr().out.splitlines()
+    assert f"mine fails at {__file__}:{line} (ValueError: " in printed
+
+
 def test_matplotlib_and_tensorboard_are_not_loaded_before_they_are_needed():
     """By what a training imports: the trainer, and what reports on it."""
     asked = "import sys, trainer, viz.reports; print([m for m in ('matplotlib', 'tensorboard') if m in sys.modules])"

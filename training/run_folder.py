@@ -50,11 +50,7 @@ def open_run(config: Config, device: torch.device, epoch: int, step: int) -> Ite
     call = config.call
     check_folder(config.run_dir, "ckpt_dir")
     with locked(config.run_dir / "lock", wait=False):
-        if config.holds_run and not (call.resume or call.overwrite):
-            raise InputError(
-                f"{config.run_dir} holds a run already: --resume=True continues it, --run_name=NAME trains another, "
-                f"--overwrite=True deletes it"
-            )
+        reject_used(config)
         if call.resume:
             check_latest(config.checkpoint_path, epoch, step)
             read_metrics(config.run_dir / "metrics.jsonl")  # a damaged one would stop the first epoch at its end
@@ -72,11 +68,24 @@ def open_run(config: Config, device: torch.device, epoch: int, step: int) -> Ite
                 if owner == config.run_dir.resolve():
                     empty(folder)
         if not call.resume:
+            if owners[config.run_plots] == config.run_dir.resolve():  # of a run of this name that was deleted
+                for stale in config.run_plots.glob("glimpses_*.npz"):
+                    stale.unlink()
             precision = str(matmul_dtype(config.training.precision, device)).removeprefix("torch.")
             found = {**environment(), "device": describe_device(device), "precision": precision}
             write_whole(config.run_dir / "environment.json", (json.dumps(found, indent=2) + "\n").encode())
         write_whole(config.params_path, params_json(config).encode())
         yield
+
+
+def reject_used(config: Config):
+    """Raises InputError if a run to begin would mix with what its folder holds, and is not to delete that."""
+    call, tested = config.call, (config.run_dir / "test.json").exists()
+    if (config.holds_run or tested) and not (call.resume or call.overwrite):
+        held = "a run already: --resume=True continues it, " if config.holds_run else "test.json of a run: "
+        raise InputError(
+            f"{config.run_dir} holds {held}--run_name=NAME trains another, --overwrite=True deletes what is there"
+        )
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ To show something else after each epoch, write a function of an `EpochResult` an
 """
 
 import contextlib
+import traceback
 from collections.abc import Callable, Iterator
 
 from config import Config
@@ -51,7 +52,8 @@ def harmless(report: Callable[..., None]) -> Callable[..., None]:
             report(*arguments)
         except Exception as error:  # whatever it is, it must not cost the training
             name = getattr(report, "__qualname__", type(report).__name__)
-            reason = f"{name} fails ({type(error).__name__}: {error})"
+            frame = traceback.extract_tb(error.__traceback__)[:2][-1]  # in the report itself
+            reason = f"{name} fails at {frame.filename}:{frame.lineno} ({type(error).__name__}: {error})"
             if isinstance(error, InputError):  # without its remedy: nothing is to be repeated
                 reason = str(error).rpartition(": ")[0] or str(error)
             if not failed:
