@@ -196,10 +196,10 @@ def ways_of(config: Config, device: torch.device, args: Benchmark) -> dict[str, 
     precision = "bfloat16" if has_bfloat16(device) else "float32"
     fast = adam.replace(precision=precision)
     own = config.replace(precision=precision)
+    ways[f"eager {precision}"] = fast.replace(compile="False")
     optimizer = config.training.optimizer
     if device.type == "cuda":
         short = {"epochs": 1}  # too short for `auto` to compile
-        ways[f"eager {precision}"] = fast.replace(compile="False")
         ways["captured float32"] = adam.replace(precision="float32", **short)
         ways[f"captured {precision}"] = fast.replace(**short)
         ways[f"captured {precision}, {optimizer}"] = own.replace(**short)

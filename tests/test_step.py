@@ -134,6 +134,23 @@ def test_every_compiled_step_takes_the_noise_it_is_given(device):
     assert first == again != second
 
 
+def test_each_of_many_models_in_one_process_is_compiled(monkeypatch):
+    """As the trials of a search, one after the other."""
+    compilations = []
+
+    def compile_nothing(graph, example):
+        compilations.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    monkeypatch.setattr(
+        "training.step.compiler_arguments", lambda *_: {"backend": lambda *graph: compile_nothing(*graph)}
+    )
+    for _ in range(10):
+        compiled_objective(RecurrentAttention(**CONFIG.model_args(1, 10)), CONFIG.replace(compile="True"))
+    assert len(compilations) == 10
+
+
 def test_a_missing_compiler_is_named_and_done_without(run, capsys):
     torch.compiler.reset()
     missing = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})

@@ -77,6 +77,9 @@ class Objective(nn.Module):
             captured: whether the whole step is to be captured as a CUDA graph.
         """
         print("[*] Compiling the training step (--compile=False does without)")
+        # A process may train many models, as a search does. Without this, torch leaves the ninth and later ones eager.
+        limits = torch._dynamo.config
+        limits.recompile_limit = limits.accumulated_recompile_limit = 2**16
         try:
             compiled = torch.compile(self.losses, dynamic=False, **compiler_arguments(self.device, captured))
             self.model.train()
