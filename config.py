@@ -142,6 +142,9 @@ class ModelConfig(Settings):
     first_location: Literal["random", "centre", "learned"] = "random"
     """Where to look first: anywhere, as the paper's model does; at the centre of the image; or where the location
     network learns to, from h_0 = 0."""
+    reinforce_core: bool = False
+    """REINFORCE trains the glimpse and core networks, too, as equation 2 of the paper has it, so that they keep what the
+    location network needs; False: that network alone, as in the original project."""
     std: PositiveFloat = 0.1
     """Standard deviation of the policy's Gaussian; a location spans -1 to 1 across the image."""
 
@@ -423,13 +426,14 @@ def _grouped(settings: dict) -> Config:
 
 
 def config_of(settings: dict, path: str | Path, remedy: str = f"restore it, or {OTHER_VERSION}") -> Config:
-    """The Config of settings that were read from path.
+    """The Config of a run's settings, which were read from path. One that came after the run has its field's default,
+    which does as before, and not its task's.
 
     Raises:
         InputError: they are not a run's.
     """
     try:
-        return make_config(**settings)
+        return Config().replace(**settings)
     except (InputError, TypeError, OverflowError) as error:  # no dict, say
         raise InputError(f"{path} does not hold a run's settings ({error}): {remedy}") from error
 
@@ -529,7 +533,10 @@ def read_recipe(recipe: str) -> dict:
     wrong = sorted(settings.keys() & set(names_of(CallConfig)))
     if wrong:
         raise InputError(f"{path} sets {wrong[0]}, which belongs to a single call: give it as a flag")
-    config_of(settings, path, "correct it")
+    try:
+        make_config(**settings)
+    except (InputError, TypeError, OverflowError) as error:
+        raise InputError(f"{path} is no recipe ({error}): correct it") from error
     return {**settings, "recipe": recipe, "run_name": path.stem}
 
 

@@ -98,6 +98,7 @@ class RecurrentAttention(nn.Module):
         core_init: "uniform", as torch draws it, or "identity", which keeps what was seen; see `CoreNetwork`.
         first_location: where a rollout begins: at a "random" place, as the paper's does, at the "centre", or where the
             policy has "learned" to. Only then the policy chooses S = T locations, else S = T - 1.
+        reinforce_core: REINFORCE trains the glimpse and core networks, too, not the location network alone.
     """
 
     def __init__(
@@ -118,10 +119,12 @@ class RecurrentAttention(nn.Module):
         core: str = "relu",
         core_init: str = "uniform",
         first_location: str = "random",
+        reinforce_core: bool = False,
     ):
         super().__init__()
         self.classes = [str(label) for label in range(num_classes)]  # names; those of a checkpoint are its data's
         self.first_location = first_location
+        self.reinforce_core = reinforce_core
         self.hidden_size = hidden_size
         self.register_buffer("std", torch.tensor(std), persistent=False)  # a schedule may fill in another value
         self.num_glimpses = num_glimpses
@@ -229,9 +232,9 @@ class RecurrentAttention(nn.Module):
             if t < len(fixed):
                 mean = sample = fixed[t]
             else:
-                # REINFORCE trains the location network alone, so h_t is detached. The sample is detached, too: the
+                # Where REINFORCE trains the location network alone, h_t is detached. The sample always is: the
                 # cross-entropy must not train the policy through the places of the glimpses.
-                mean = self.locator(hidden.detach(), t - unchosen)
+                mean = self.locator(hidden if self.reinforce_core else hidden.detach(), t - unchosen)
                 sample = mean.detach() if noise is None else mean.detach() + self.std * noise[t - unchosen]
             location = sample.clamp(-1, 1)
             glimpse = self.sensor(self.retina.look(environment.show(), location).to(self.std.dtype), location)  # g_t

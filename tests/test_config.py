@@ -23,12 +23,14 @@ from config import (
     MachineConfig,
     Mark,
     ModelConfig,
+    config_of,
     get_config,
     make_config,
     names_marked,
     names_of,
 )
 from model import RecurrentAttention
+from tools.records import changed, read_records
 from training.cli import InputError
 
 ORIGINAL_FLAGS = {
@@ -172,6 +174,15 @@ def test_settings_are_flat_in_files_and_come_back_as_they_were():
     assert type(make_config(weight_decay=0).training.weight_decay) is float
     with pytest.raises(InputError, match="there is no setting stdd"):
         config.replace(stdd=0.3)
+
+
+def test_a_setting_that_came_after_a_run_does_as_before_whatever_its_task_sets_today(monkeypatch, tmp_path):
+    old = {name: value for name, value in make_config(task="cluttered60").flat().items() if name != "reinforce_core"}
+    monkeypatch.setitem(TASKS["cluttered60"], "reinforce_core", True)
+    assert make_config(**old).model.reinforce_core and not config_of(old, "params.json").model.reinforce_core
+    (tmp_path / "old.json").write_text(json.dumps({"config": old}))
+    [[record]] = read_records(tmp_path).values()
+    assert changed(record["config"], set()) == {"reinforce_core": False}
 
 
 def recipe(folder: Path, text: str) -> str:

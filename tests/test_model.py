@@ -144,6 +144,16 @@ def test_each_loss_term_trains_its_boxes_and_no_other(reward, model, images, ter
     assert receivers(model, getattr(losses, term)) == boxes
 
 
+def test_reinforce_trains_the_core_too_if_it_is_to(model, images):
+    """The classifier and the baseline get nothing of it, and what it gives the location network stays the same."""
+    noise, first, gradients = torch.randn(3, BATCH, 2), torch.zeros(BATCH, 2), []
+    for model.reinforce_core, boxes in (False, {"locator"}), (True, {"locator", "sensor", "rnn"}):
+        losses = hybrid_loss(model(images, first, noise), LABELS, reinforce_weight=1.0)
+        assert receivers(model, losses.reinforce) == boxes
+        gradients.append(model.locator.mean.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("reward", ["correct", "probability"])
 def test_reinforce_gradient_is_the_papers_estimate(reward, model, images, generator):
     """1/B sum over images and steps of grad log pi * (R - b), taken one location at a time."""

@@ -9,7 +9,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from config import Mark, make_config, names_marked
+from config import Config, Mark, make_config, names_marked
 from training.cli import InputError
 
 # Settings that are no flags of a line: they have columns of their own, or change no number but by rounding.
@@ -26,7 +26,7 @@ def read_records(folder: Path, validated: bool = True) -> dict[tuple[str, int, s
     for path in sorted(folder.glob("*.json")):
         try:
             record = {**json.loads(path.read_text()), "path": path}
-            config = record["config"]
+            config = record["config"] = {**Config().flat(), **record["config"]}  # it lacks settings that came later
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is no record of a run ({error}): restore or remove it") from error
         if bool(config["valid_size"]) != validated:
@@ -38,8 +38,7 @@ def read_records(folder: Path, validated: bool = True) -> dict[tuple[str, int, s
 def changed(config: dict, aside: set[str]) -> dict:
     """The settings by which a run differs from its task's own, but for those aside."""
     default = make_config(task=config["task"]).flat()
-    settings = {**default, **config}  # a record lacks the settings that came after it
-    return {name: settings[name] for name in default if name not in aside and settings[name] != default[name]}
+    return {name: config[name] for name in default if name not in aside and config[name] != default[name]}
 
 
 def flags_of(config: dict) -> str:
