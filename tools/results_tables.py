@@ -40,7 +40,7 @@ NAMED = {
 }
 # What the summary marks, as the paper's model of images differs in it.
 MARKS = {("first_location", "centre"): "c", ("first_location", "learned"): "p", ("core", "lstm"): "l",
-         ("glimpse_hidden", 256): "w"}  # fmt: skip
+         ("glimpse_hidden", 256): "w", ("reinforce_core", True): "r"}  # fmt: skip
 
 
 def results_table(folder: Path, pick=lambda lines: lines) -> str:
