@@ -108,6 +108,12 @@ def test_compiled_float32_steps_equal_plain_ones_to_rounding(plain):
     assert distance(train(**{**PLAIN, "compile": "True"}), plain) < 0.001
 
 
+@pytest.mark.slow
+def test_compiled_steps_in_which_reinforce_trains_the_core_equal_plain_ones_to_rounding():
+    settings = {**PLAIN, "reinforce_core": True, "reinforce_weight": 1.0}
+    assert distance(train(**{**settings, "compile": "True"}), train(**settings)) < 0.001
+
+
 @pytest.mark.parametrize("compile", ["False", pytest.param("True", marks=pytest.mark.slow)])
 def test_bfloat16_steps_go_the_way_of_the_plain_ones(compile, plain_sgd):
     off = distance(train(compile=compile, precision="bfloat16", **SGD), plain_sgd)
