@@ -143,8 +143,8 @@ class ModelConfig(Settings):
     """Where to look first: anywhere, as the paper's model does; at the centre of the image; or where the location
     network learns to, from h_0 = 0."""
     reinforce_core: bool = False
-    """REINFORCE trains the glimpse and core networks, too, as equation 2 of the paper has it, so that they keep what
-    the location network needs; False: that network alone, as in the original project."""
+    """REINFORCE trains the glimpse and core networks, too, so that they keep what the location network needs (on
+    canvases with --reinforce_weight=1); False: that network alone, as in the original project."""
     std: PositiveFloat = 0.1
     """Standard deviation of the policy's Gaussian; a location spans -1 to 1 across the image."""
 

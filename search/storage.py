@@ -19,7 +19,7 @@ from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
-from config import FREE, names_marked
+from config import FREE, Config, names_marked
 from search.options import Search
 from training.checkpoint import write_whole
 from training.cli import InputError
@@ -56,10 +56,11 @@ def open_study(search: Search) -> optuna.Study:
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"cannot open --storage= ({reason[0]}): name a file, or a database that runs, and install its "
                          f"driver") from error  # fmt: skip
+    before = {**Config().flat(), **before}  # a study lacks the settings that came after it
     for name in about:
-        if about[name] != before.get(name):
+        if about[name] != before[name]:
             raise InputError(
-                f"the study {search.study} was begun with {name}={before.get(name)}, not {about[name]}: "
+                f"the study {search.study} was begun with {name}={before[name]}, not {about[name]}: "
                 f"repeat that, or choose another --study="
             )
     return study

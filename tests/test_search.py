@@ -158,6 +158,12 @@ def test_a_study_or_a_folder_of_something_else_is_rejected(work, flags):
         with pytest.raises(InputError, match=r"was begun with .*choose another --study="):
             work("--trials=1", *other)
     work("--trials=2", *STD, "--print_freq=3")  # settings that change no error may differ
+    study = open_study(search)
+    about = study.user_attrs["about"]
+    study.set_user_attr("about", {name: about[name] for name in about if name != "reinforce_core"})  # an older one's
+    work("--trials=2", *STD)
+    with pytest.raises(InputError, match="was begun with reinforce_core=False, not True"):
+        work("--trials=2", *STD, "--reinforce_core=True")
     (search.folder / "journal.log").unlink()
     with pytest.raises(InputError, match=r"contradicts .*trial_0"):
         work("--trials=1", "--search", "std=log:0.2:0.3")
